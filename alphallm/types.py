@@ -1,0 +1,61 @@
+"""Axis letters and the dataclasses that cross module boundaries.
+
+Arrays carry their axes as a suffix, one letter an axis, and a letter means the same thing everywhere:
+
+    B  problems (= search trees) on one device      V  vocabulary entries
+    N  nodes of a tree (simulations + 1)            E  model width
+    K  candidate steps of a node                    H  query heads
+    L  tokens of a step, at most                    G  key-value heads
+    P  tokens of a prompt, at most                  C  channels of a head
+    D  steps from the root to a leaf, at most       Y  layers
+    T  tokens of a whole sequence                   S  cached positions that queries may attend to
+    X  new positions computed in one forward pass   M  training rows kept of one tree
+    A  steps that a task lists as legal, at most
+
+Everything here is a frozen dataclass registered as a JAX pytree: it can be passed through `jit`, `vmap` and `pmap`.
+Shapes in the comments are those of one problem; functions over a batch put `B` in front of all of them.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+
+_T = TypeVar("_T")
+
+# A pytree of fixed-shape arrays that a task defines and only that task reads.
+TaskState = Any
+
+
+def pytree(cls: type[_T]) -> type[_T]:
+    """Class decorator: a frozen dataclass that is a JAX pytree whose leaves are its fields."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@pytree
+class Problem:
+    """One problem as the device sees it; stacked along a leading axis it is a batch of problems."""
+
+    tokens_P: jax.Array  # int32 [P]: the prompt, padded at the end with the vocabulary's pad token.
+    length: jax.Array  # int32 []: the number of real prompt tokens.
+    state: TaskState  # the task's state before the first step.
+    index: jax.Array  # int32 []: the problem's number within its split.
+
+
+@pytree
+class Transition:
+    """What a task says of one step."""
+
+    state: TaskState  # the state after the step.
+    reward: jax.Array  # float32 [] in [0, 1]: nonzero only where the whole chain is legal, done and right.
+    done: jax.Array  # bool []: the answer is complete, right or wrong.
+    legal: jax.Array  # bool []: this step follows the rules (earlier steps are not looked at).
+
+
+@pytree
+class Steps:
+    """Steps that a task lists for one state."""
+
+    tokens_AL: jax.Array  # int32 [A, L]: up to and including a step-end token, then padding.
+    length_A: jax.Array  # int32 [A]: tokens of each step, its step-end token included; 0 where not valid.
+    valid_A: jax.Array  # bool [A]: True where there is a step.
