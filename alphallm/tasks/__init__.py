@@ -1,0 +1,19 @@
+"""Problems, the grammar of their steps, and verifiers that run inside the compiled search."""
+
+import difflib
+
+from alphallm.tasks.arithmetic import Arithmetic, ProblemError, TaskConfig
+
+__all__ = ["Arithmetic", "ProblemError", "TaskConfig", "make_task"]
+
+_TASKS = {"game24": Arithmetic, "countdown": Arithmetic}
+
+
+def make_task(config: TaskConfig) -> Arithmetic:
+    """The task that `config.name` names; ValueError names the known ones."""
+    if config.name not in _TASKS:
+        nearest = difflib.get_close_matches(config.name, _TASKS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"Unknown task {config.name!r}: did you mean {nearest!r}? Known tasks are {', '.join(_TASKS)}."
+        )
+    return _TASKS[config.name](config)
