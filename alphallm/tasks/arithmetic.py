@@ -96,29 +96,29 @@ class Arithmetic:
 
     def parse(self, text: str) -> tuple[tuple[int, ...], int]:
         """Sorted numbers and target of a problem's text; ProblemError where it is malformed."""
-        config = self.config
-        form = " ".join(["4 9 10 13", "3 5 7 2 8 11 6 1"][config.num_numbers > 4].split()[: config.num_numbers])
-        example = form if self.name == "game24" else f"{form} -> {config.max_target}"
-        allowed = f"give {config.num_numbers} whole numbers from 1 to {config.max_number}"
         left, arrow, right = text.partition("->")
-        if self.name == "game24":
-            right = right if arrow else "24"
-            allowed += f', for example "{example}".'
-        else:
-            allowed += f', an arrow and a target from 1 to {config.max_target}, for example "{example}".'
+        right = right if arrow or self.name != "game24" else "24"
         pieces, targets = left.split(), right.split()
         for piece in pieces + targets:
             if not (piece.isascii() and piece.isdigit() and len(piece) <= 6):
-                raise ProblemError(f"{text!r} has {piece!r}, which is not a number allowed here: {allowed}")
-        numbers = tuple(sorted(map(int, pieces)))
-        if len(numbers) != config.num_numbers or len(targets) != 1:
-            found = f"{len(numbers)} numbers and {len(targets)} targets"
-            raise ProblemError(f"{text!r} has {found}: {allowed}")
-        target = int(targets[0])
-        wrong_target = target != 24 if self.name == "game24" else not 1 <= target <= config.max_target
-        if wrong_target or numbers[0] < 1 or numbers[-1] > config.max_number:
-            raise ProblemError(f"{text!r} is out of range: {allowed}")
+                raise ProblemError(f"{text!r} has {piece!r}, which is not a whole number: {self._allowed()}")
+        if len(pieces) != self.num_numbers or len(targets) != 1:
+            raise ProblemError(f"{text!r} has {len(pieces)} numbers and {len(targets)} targets: {self._allowed()}")
+        numbers, target = tuple(sorted(map(int, pieces))), int(targets[0])
+        least_target = 24 if self.name == "game24" else 1
+        in_range = least_target <= target <= self.config.max_target
+        if not in_range or numbers[0] < 1 or numbers[-1] > self.config.max_number:
+            raise ProblemError(f"{text!r} is out of range: {self._allowed()}")
         return numbers, target
+
+    def _allowed(self) -> str:
+        """What a problem's text must be, with an example."""
+        form = f"give {self.num_numbers} whole numbers from 1 to {self.config.max_number}"
+        if self.name == "game24":
+            return f'{form}, for example "4 9 10 13".'
+        example = " ".join(["1"] * self.num_numbers)
+        most = self.config.max_target
+        return f'{form}, an arrow and a target from 1 to {most}, for example "{example} -> {most}".'
 
     def build_problem(self, numbers: tuple[int, ...], target: int, index: int) -> Problem:
         """The problem of sorted `numbers` and `target`, which are trusted, as numpy arrays without a batch axis."""
@@ -139,7 +139,10 @@ class Arithmetic:
         """At most `limit` different solutions of a problem's text: chains of n - 1 steps with operands in the order
         that `legal_steps` gives them, every step within L tokens."""
         numbers, target = self.parse(text)
-        fits = lambda step: len(self.vocabulary.encode(step)) <= self.max_step
+
+        def fits(step: str) -> bool:
+            return len(self.vocabulary.encode(step)) <= self.max_step
+
         return list(itertools.islice(solver.solutions(numbers, target, fits), limit))
 
     # Device side: pure functions of one unbatched state, to be vmapped and jitted.
@@ -156,8 +159,9 @@ class Arithmetic:
         num, den, exact = _combine(
             state.num_n[first], state.den_n[first], state.num_n[second], state.den_n[second], operator
         )
-        operands = [jax.tree.map(lambda x: x[slot], written_n) for slot in (first, second)]
-        expected_L, expected_length = self._write_step(operator, *operands, self._write_number(num, den))
+        expected_L, expected_length = self._write_step(
+            operator, _take(written_n, first), _take(written_n, second), self._write_number(num, den)
+        )
         position_L = jnp.arange(self.max_step)
         same = jnp.all((tokens_L == expected_L) | (position_L >= expected_length))
         running = state.steps_done < self.max_steps
@@ -193,8 +197,9 @@ class Arithmetic:
 
         num_A, den_A, exact_A = _combine(num_n[first_A], den_n[first_A], num_n[second_A], den_n[second_A], operator_A)
         written_n = self._write_numbers(num_n, den_n)
-        first, second = (jax.tree.map(lambda x, slot_A=slot_A: x[slot_A], written_n) for slot_A in (first_A, second_A))
-        tokens_AL, length_A = jax.vmap(self._write_step)(operator_A, first, second, self._write_numbers(num_A, den_A))
+        tokens_AL, length_A = jax.vmap(self._write_step)(
+            operator_A, _take(written_n, first_A), _take(written_n, second_A), self._write_numbers(num_A, den_A)
+        )
 
         equal = (num_n[i_A] == num_n[j_A]) & (den_n[i_A] == den_n[j_A])
         repeated_A = self._pair_seen_before(num_n, den_n) | (equal & swapped_A)
@@ -271,7 +276,7 @@ class Arithmetic:
         """(int32 [L], int32 []): the tokens of a step, padded, and its length, which is above L if it does not fit."""
         width = self._width
         separators = jnp.stack([operator, words.EQUALS, words.NEWLINE]).astype(jnp.int32)[:, None]
-        pieces = zip([first, second, result], separators)
+        pieces = zip([first, second, result], separators, strict=True)
         buffer = jnp.concatenate([x for written, separator in pieces for x in (written.tokens_W, separator)])
         source_L = position_L = jnp.arange(self.max_step)
         end = 0
@@ -281,6 +286,11 @@ class Arithmetic:
             end += 1  # the separator after it.
         tokens_L = buffer[jnp.clip(source_L, 0, 3 * width + 2)]
         return jnp.where(position_L < end, tokens_L, words.PAD), end
+
+
+def _take(written: _Written, slot) -> _Written:
+    """The numbers at `slot` (int32 of any shape) of numbers stacked along a leading axis."""
+    return jax.tree.map(lambda x: x[slot], written)
 
 
 def _combine(num_a, den_a, num_b, den_b, operator):

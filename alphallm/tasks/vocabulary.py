@@ -72,8 +72,8 @@ class Vocabulary:
             # Numbers that follow one another stand one space apart, and only there does a space count for nothing.
             if piece is None or (number and (piece.group(1) == " ") != bool(after_number)):
                 raise ValueError(
-                    f"{text!r} cannot be read at {text[position:]!r}: allowed are numbers (-5, 36, 2/3) one space apart, "
-                    "' + ', ' - ', ' * ', ' / ', ' = ', ' -> ' and a newline."
+                    f"{text!r} cannot be read at {text[position:]!r}: allowed are numbers (-5, 36, 2/3) one space "
+                    "apart, ' + ', ' - ', ' * ', ' / ', ' = ', ' -> ' and a newline."
                 )
             if number and after_number and not {number, after_number} & _SINGLE.keys():
                 raise ValueError(f"{text!r} has two spelled numbers side by side, {after_number} and {number}.")

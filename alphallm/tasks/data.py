@@ -1,0 +1,131 @@
+"""Problems of a split, through tensorflow-datasets (imported on first use: it takes time that not every run has)."""
+
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import urllib.request
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import logging
+
+from alphallm.tasks import splits
+from alphallm.tasks.arithmetic import Arithmetic, TaskConfig
+from alphallm.types import Problem
+
+SPLITS = ("train", "validation", "test")
+_CSV_URL = (
+    "https://raw.githubusercontent.com/princeton-nlp/tree-of-thought-llm/"
+    "ab400345c5ea39d28ea6d7d3be0e417b11113c87/src/tot/data/24/24.csv"
+)
+_CSV_SHA256 = "b9f12b3e36d987a3c714c4cef17d89a137d7c59da26532fcfb93b4821d8111b5"
+
+
+def load_problems(task: Arithmetic, texts: Sequence[str]) -> Problem:
+    """The problems of `texts` as one batch: numpy arrays with a leading axis B; index counts from 0.
+
+    Texts are checked for form but, unlike in `task.problem`, not for having a solution.
+    """
+    if not texts:
+        raise ValueError("There are no problems to load: give at least one.")
+    problems = [task.build_problem(*task.parse(text), index) for index, text in enumerate(texts)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
+
+
+def load_split(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
+    """The texts of a split's problems in their fixed order, building the dataset into `data_dir` if it is not there.
+
+    `data_dir` is by default $TFDS_DATA_DIR or ~/tensorflow_datasets. Raises ValueError, in a sentence that says what to
+    do, for an unknown dataset or split, too few problems to fill every split, and a ranked csv that is missing or not what it should be.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}: give one of {', '.join(SPLITS)}.")
+    _check_dataset(config)
+    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    with _quietly():
+        builder = _builder(config, root)
+        if not builder.is_prepared():
+            _prepare(builder, config, root)
+    return [_as_text(example["problem"]) for example in builder.as_data_source(split=split)]
+
+
+def _check_dataset(config: TaskConfig):
+    known = {"game24": splits.GAME24_DATASETS, "countdown": ("default",)}
+    if config.name not in known:
+        raise ValueError(f"Unknown task {config.name!r}: give one of {', '.join(known)}.")
+    if config.dataset not in known[config.name]:
+        raise ValueError(
+            f"Unknown dataset {config.dataset!r} of {config.name}: give one of {', '.join(known[config.name])}."
+        )
+
+
+def _builder(config: TaskConfig, root: pathlib.Path):
+    """The TFDS builder of a checked config."""
+    if config.name == "game24":
+        from alphallm.tasks.game24 import game24_dataset_builder as game24
+
+        return game24.Builder(config=config.dataset, data_dir=root, file_format="array_record")
+    from alphallm.tasks.countdown import countdown_dataset_builder as countdown
+
+    builder_config = countdown.countdown_config(config.num_numbers, config.max_number, config.max_target)
+    return countdown.Builder(config=builder_config, data_dir=root, file_format="array_record")
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Hides the progress bars and harmless warnings that TFDS writes while it builds."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _prepare(builder, config: TaskConfig, root: pathlib.Path):
+    """Builds the dataset; another process may build the same one at the same time."""
+    import tensorflow_datasets as tfds
+
+    ranked = config.name == "game24" and config.dataset != "default"
+    manual_dir = _folder_of_csv(config.manual_dir, root) if ranked else None
+    download_config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder.download_and_prepare(download_config=download_config)
+    except OSError as error:
+        if not builder.is_prepared():
+            raise ValueError(f"{root} cannot hold the dataset ({error}): give another data_dir.") from error
+
+
+def _folder_of_csv(manual_dir: str, root: pathlib.Path) -> pathlib.Path:
+    """The folder that holds the ranked csv: the user's, or one below `root` that it is downloaded to."""
+    if manual_dir:
+        folder = pathlib.Path(manual_dir).expanduser()
+        if not (folder / splits.CSV_NAME).is_file():
+            raise ValueError(f"{folder / splits.CSV_NAME} does not exist: {splits.CSV_HELP}.")
+        return folder
+    folder = root / "downloads" / "game24"
+    if not (folder / splits.CSV_NAME).is_file():
+        _download_csv(folder / splits.CSV_NAME)
+    return folder
+
+
+def _download_csv(path: pathlib.Path):
+    try:
+        with urllib.request.urlopen(_CSV_URL, timeout=30) as response:
+            content = response.read()
+    except OSError as error:
+        raise ValueError(f"{_CSV_URL} cannot be downloaded ({error}): {splits.CSV_HELP}.") from error
+    if hashlib.sha256(content).hexdigest() != _CSV_SHA256:
+        raise ValueError(f"{_CSV_URL} gave a file with an unexpected checksum: {splits.CSV_HELP}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)  # at once, so that a killed download leaves no half a file under the right name.
+
+
+def _as_text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
