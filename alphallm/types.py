@@ -59,3 +59,19 @@ class Steps:
     tokens_AL: jax.Array  # int32 [A, L]: up to and including a step-end token, then padding.
     length_A: jax.Array  # int32 [A]: tokens of each step, its step-end token included; 0 where not valid.
     valid_A: jax.Array  # bool [A]: True where there is a step.
+
+
+@pytree
+class KeyValues:
+    """Attention keys and values. Inside a layer without Y; a cache stacks the layers in front."""
+
+    keys: jax.Array  # [Y, B, G, S, C]
+    values: jax.Array  # [Y, B, G, S, C]
+
+
+@pytree
+class Past:
+    """A cached block that new positions may attend to."""
+
+    keys_values: KeyValues
+    mask_BXS: jax.Array  # bool: True where new position x may attend to cached position s. X may be 1 (all alike).

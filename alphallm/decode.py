@@ -1,0 +1,336 @@
+"""Decoding: prefill a prompt, append a step, and propose K candidate steps side by side from a shared prefix.
+
+The K candidates of a node attend to one copy of the prefix with K queries. What they have written themselves lies in one
+suffix cache of `L * K` slots (slot `t * K + k` holds token t of beam k); a mask of ancestors, rather than a copy of the
+cache, says which slots a beam descends from.
+
+Three ways to choose the candidates share that loop and differ in one function each:
+
+*   `gumbel_top_k`: K different steps, sampled without replacement (stochastic beam search, Kool et al. 2019);
+*   `iid`: K independent samples, equal ones merged, with the prior of Sampled MuZero (Hubert et al. 2021);
+*   `listed`: the steps that a task lists, scored by the policy (classic AlphaZero).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from alphallm.models import LanguageModel
+from alphallm.types import KeyValues, Past, Problem, Steps, pytree
+
+# The time of the first token, a Python integer: `t is _FIRST` is known while tracing.
+_FIRST = 0
+
+# Stands for log 0 where a finite number is needed (softmax over masked entries must not give NaN).
+LOG_ZERO = -1e9
+
+
+@pytree
+class Prefix:
+    """Everything the model knows at one position of each problem: what the next step attends to and starts from."""
+
+    past: KeyValues  # [Y, B, G, S, C]
+    mask_BS: jax.Array  # bool: True where the cached position is part of the prefix.
+    length_B: jax.Array  # int32: real tokens so far, which is the next token's position.
+    logits_BV: jax.Array  # float32: of the next token.
+    value_B: jax.Array  # float32 in [0, 1]: the value head's reading at the last token.
+
+
+@pytree
+class Candidates:
+    """K candidate steps of each problem's node."""
+
+    tokens_BKL: jax.Array  # int32, padded after the step-end token.
+    length_BK: jax.Array  # int32: tokens written, the step-end token included.
+    valid_BK: jax.Array  # bool: True where there is a candidate that ends in a step-end token.
+    log_prob_BK: jax.Array  # float32: the policy's log-probability of the step, a sum over its tokens.
+    prior_logits_BK: jax.Array  # float32: what a search may use as prior without counting the policy twice.
+    root_gumbel_BK: jax.Array  # float32: Gumbel noise for the root, consistent with how the candidates were drawn.
+    value_BK: jax.Array  # float32 in [0, 1]: the value head's reading at the step's last token.
+    count_BK: jax.Array  # int32: how many i.i.d. samples the candidate stands for (1 if drawn without replacement).
+
+
+def causal_mask(batch: int, size: int) -> jax.Array:
+    """Bool [batch, size, size]: position x may attend to positions up to itself."""
+    return jnp.broadcast_to(jnp.tril(jnp.ones((1, size, size), bool)), (batch, size, size))
+
+
+def read(model: LanguageModel, params, hidden_BXE: jax.Array, index_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Next-token logits [B, V] and value [B] at one position of each row."""
+    hidden_BE = jnp.take_along_axis(hidden_BXE, index_B[:, None, None], 1)[:, 0]
+    return model.logits(params, hidden_BE), jax.nn.sigmoid(model.value_logit(params, hidden_BE))
+
+
+def prefill(model: LanguageModel, params, problem: Problem) -> Prefix:
+    """Runs the prompts [B, P] and returns the prefix that a first step continues."""
+    batch, size = problem.tokens_P.shape
+    positions = jnp.broadcast_to(jnp.arange(size)[None], (batch, size))
+    hidden = model.trunk(params, problem.tokens_P, positions, causal_mask(batch, size))
+    logits_BV, value_B = read(model, params, hidden.hidden_BXE, problem.length - 1)
+    return Prefix(hidden.keys_values, positions < problem.length[:, None], problem.length, logits_BV, value_B)
+
+
+def append(
+    model: LanguageModel, params, past: KeyValues, mask_BS, length_B, tokens_BL, step_length_B
+) -> tuple[KeyValues, jax.Array, jax.Array]:
+    """Runs one step of up to L tokens after a cached prefix, in one parallel pass.
+
+    Returns the step's page `[Y, B, G, L, C]`, and logits [B, V] and value [B] at its last token.
+    """
+    batch, size = tokens_BL.shape
+    positions = length_B[:, None] + jnp.arange(size)[None]
+    hidden = model.trunk(
+        params, tokens_BL, positions, causal_mask(batch, size), [Past(past, mask_BS[:, None])]
+    )
+    logits_BV, value_B = read(model, params, hidden.hidden_BXE, jnp.maximum(step_length_B - 1, 0))
+    return hidden.keys_values, logits_BV, value_B
+
+
+@pytree
+class _Beams:
+    """The state of the decoding loop."""
+
+    tokens_BKL: jax.Array
+    length_BK: jax.Array  # tokens written.
+    ended_BK: jax.Array  # bool: the last token written ends a step (or the beam is empty).
+    ancestor_BKL: jax.Array  # int32: which beam's slot holds this beam's token at each time.
+    log_prob_BK: jax.Array  # log-probability under the policy.
+    score_BK: jax.Array  # gumbel_top_k: perturbed log-probability; iid: log-probability under the sampler.
+    value_BK: jax.Array
+    kappa_B: jax.Array  # the largest perturbed log-probability ever discarded.
+
+
+# (t, log-probabilities [B, J, V], beams) -> (parent [B, K], token [B, K], score [B, K], kappa [B]), where the caller's
+# J is 1 at t = 0 (one empty history, whose K continuations become the beams) and K later.
+_Select = Callable[[jax.Array | int, jax.Array, _Beams], tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
+
+
+def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_end_V) -> _Beams:
+    """Decodes until every beam has ended its step or written L tokens."""
+    batch, num_beams, max_length = beams.tokens_BKL.shape
+    slots = max_length * num_beams
+    shape_YBGSC = prefix.past.keys.shape[:3] + (slots,) + prefix.past.keys.shape[4:]
+    suffix = KeyValues(*(jnp.zeros(shape_YBGSC, prefix.past.keys.dtype) for _ in range(2)))
+    own = jnp.broadcast_to(jnp.arange(num_beams)[None], (batch, num_beams))
+    self_mask = jnp.broadcast_to(jnp.eye(num_beams, dtype=bool)[None], (batch, num_beams, num_beams))
+    shared = Past(prefix.past, prefix.mask_BS[:, None])
+    slot_beam, slot_time = jnp.arange(slots) % num_beams, jnp.arange(slots) // num_beams
+
+    def extend(t, logits_BJV, beams: _Beams) -> _Beams:
+        """Chooses token t of every beam that has not ended, and moves the beams to their parents' histories."""
+        log_probs_BJV = jax.nn.log_softmax(logits_BJV)
+        parent_BK, token_BK, score_BK, kappa_B = select(t, log_probs_BJV, beams)
+        log_prob_BK = jax.vmap(lambda l, p, v: l[p, v])(log_probs_BJV, parent_BK, token_BK)
+        if t is not _FIRST:  # The histories before the first token are all alike.
+            beams = jax.tree.map(
+                lambda x: jax.vmap(lambda row, p: row[p])(x, parent_BK), dataclasses.replace(beams, kappa_B=parent_BK)
+            )
+        now = (jnp.arange(max_length) == t)[None, None]
+        ended_BK = beams.ended_BK
+        return _Beams(
+            tokens_BKL=jnp.where(now & ~ended_BK[..., None], token_BK[..., None], beams.tokens_BKL),
+            length_BK=beams.length_BK + ~ended_BK,
+            ended_BK=ended_BK | step_end_V[token_BK],
+            ancestor_BKL=jnp.where(now, own[..., None], beams.ancestor_BKL),
+            log_prob_BK=beams.log_prob_BK + jnp.where(ended_BK, 0.0, log_prob_BK),
+            score_BK=score_BK,
+            value_BK=beams.value_BK,
+            kappa_B=kappa_B,
+        )
+
+    def cond(carry):
+        t, _, beams = carry
+        return (t < max_length) & jnp.any(beams.length_BK > t)
+
+    def body(carry):
+        t, suffix, beams = carry
+        token_BK = lax.dynamic_index_in_dim(beams.tokens_BKL, t, 2, keepdims=False)
+        ancestor_BKS = jnp.take(beams.ancestor_BKL, slot_time, axis=2)
+        suffix_mask = (ancestor_BKS == slot_beam[None, None]) & (slot_time < t)[None, None]
+        positions = jnp.broadcast_to((prefix.length_B + t)[:, None], token_BK.shape)
+        hidden = model.trunk(params, token_BK, positions, self_mask, [shared, Past(suffix, suffix_mask)])
+        suffix = jax.tree.map(
+            lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, t * num_beams, axis=3),
+            suffix, hidden.keys_values,
+        )  # fmt: skip
+        value_BK = jax.nn.sigmoid(model.value_logit(params, hidden.hidden_BXE))
+        last_BK = beams.length_BK == t + 1
+        beams = dataclasses.replace(beams, value_BK=jnp.where(last_BK, value_BK, beams.value_BK))
+        # A beam that is full without a step-end token is left as it is: `valid_BK` will be False.
+        full = t + 1 >= max_length
+        extended = extend(t + 1, model.logits(params, hidden.hidden_BXE), beams)
+        beams = jax.tree.map(lambda a, b: jnp.where(full, a, b), beams, extended)
+        return t + 1, suffix, beams
+
+    beams = extend(_FIRST, prefix.logits_BV[:, None], beams)
+    _, _, beams = lax.while_loop(cond, body, (jnp.int32(0), suffix, beams))
+    return beams
+
+
+def _start(batch: int, num_beams: int, max_length: int, pad: int) -> _Beams:
+    zeros = jnp.zeros((batch, num_beams))
+    return _Beams(
+        tokens_BKL=jnp.full((batch, num_beams, max_length), pad, jnp.int32),
+        length_BK=zeros.astype(jnp.int32),
+        ended_BK=zeros.astype(bool),
+        ancestor_BKL=jnp.zeros((batch, num_beams, max_length), jnp.int32),
+        log_prob_BK=zeros,
+        score_BK=zeros,
+        value_BK=zeros,
+        kappa_B=jnp.full((batch,), -jnp.inf),
+    )
+
+
+def gumbel_top_k(
+    model: LanguageModel, params, prefix: Prefix, key_B, *, num: int, max_length: int, step_end_V, pad: int
+) -> Candidates:
+    """Draws `num` different steps without replacement by Gumbel top-k over sequences.
+
+    Stochastic beam search (Kool et al. 2019, Algorithm 1) with the root's perturbation drawn from Gumbel(0). With phi
+    the perturbed log-probabilities and kappa the largest one ever discarded, `log w = log pi - log(1 - exp(-exp(log pi -
+    kappa)))` are the log importance weights (their section 4.1): a softmax over them, not over log pi, estimates the
+    policy. `root_gumbel = phi - log w`, so that root_gumbel + prior_logits is phi again.
+
+    Args:
+      key_B: a typed random key for each problem; the draw depends on nothing else of the batch.
+      num: candidates per problem, K.
+      max_length: tokens of a step at most, L.
+      step_end_V: bool [V], True where a token ends a step.
+    """
+    batch, vocabulary = prefix.logits_BV.shape
+    root_B = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, max_length)))(key_B)
+    beams = _start(batch, num, max_length, pad)
+    keep = min(num + 1, vocabulary)
+
+    def select(t, log_probs_BJV, beams):
+        width = log_probs_BJV.shape[1]
+        noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, t), (width, vocabulary)))(key_B)
+        parent_phi = root_B[:, None] if t is _FIRST else beams.score_BK
+        total, ended = beams.log_prob_BK[:, :width], beams.ended_BK[:, :width]
+        # The largest `keep` children of a beam hold all that can be among the largest of all beams: the map below is
+        # increasing within a beam.
+        largest, token = _top_k(total[..., None] + log_probs_BJV + noise, keep)
+        phi = _condition_on_maximum(largest, parent_phi[..., None])
+        only_itself = jnp.where((jnp.arange(keep) == 0)[None, None], parent_phi[..., None], -jnp.inf)
+        phi = jnp.where(ended[..., None], only_itself, phi)
+        token = jnp.where(ended[..., None], pad, token)
+        missing = ((0, 0), (0, max(0, num + 1 - width * keep)))  # of a vocabulary smaller than K + 1.
+        phi = jnp.pad(phi.reshape(batch, -1), missing, constant_values=-jnp.inf)
+        token = jnp.pad(token.reshape(batch, -1), missing)
+        best, index = _top_k(phi, num + 1)
+        chosen = index[:, :num]
+        return (
+            jnp.minimum(chosen // keep, width - 1),
+            jnp.take_along_axis(token, chosen, 1),
+            best[:, :num],
+            jnp.maximum(beams.kappa_B, best[:, num]),
+        )
+
+    beams = _decode(model, params, prefix, beams, select, step_end_V)
+    exists = beams.score_BK > -jnp.inf
+    log_prob = jnp.where(exists, beams.log_prob_BK, LOG_ZERO)
+    # log(1 - exp(-exp(x))) for x = log pi - kappa; if nothing was ever discarded the inclusion probability is 1.
+    log_inclusion = jnp.where(
+        jnp.isneginf(beams.kappa_B)[:, None], 0.0, log1mexp(-jnp.exp(beams.log_prob_BK - beams.kappa_B[:, None]))
+    )
+    prior_logits = jnp.where(exists, log_prob - log_inclusion, LOG_ZERO)
+    gumbel = jnp.where(exists, beams.score_BK - prior_logits, 0.0)
+    return _candidates(beams, exists, log_prob, prior_logits, gumbel, jnp.ones_like(beams.length_BK))
+
+
+def _top_k(x, k: int):
+    # The barrier keeps XLA's CPU compiler from turning a top-k whose result is sliced into a full sort: 8 times slower.
+    return lax.optimization_barrier(lax.top_k(x, k))
+
+
+def _condition_on_maximum(children, maximum):
+    """Gumbels shifted so that the largest along the last axis equals `maximum` (Kool et al. 2019, appendix B.3).
+
+    `children` is sorted, largest first.
+    """
+    v = maximum - children + log1mexp(children - children[..., :1])
+    return maximum - jnp.maximum(v, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(v)))
+
+
+def log1mexp(x):
+    """log(1 - exp(x)) for x <= 0, accurate at both ends; -inf at 0."""
+    x = jnp.minimum(x, 0.0)
+    near = x > -0.6931472
+    # The branch not taken gets a harmless argument, so that gradients stay finite.
+    near_value = jnp.log(-jnp.expm1(jnp.where(near, x, -1.0)))
+    far_value = jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x)))
+    return jnp.where(near, near_value, far_value)
+
+
+def iid(
+    model: LanguageModel, params, prefix: Prefix, key_B, *, num: int, max_length: int, step_end_V, pad: int,
+    temperature: float = 1.0,
+) -> Candidates:  # fmt: skip
+    """Draws `num` independent steps; equal ones are merged into one candidate whose count says how many.
+
+    The prior is Sampled MuZero's, `(count / num) * pi / beta` (Hubert et al. 2021, equation 6), where beta is the
+    probability under the tempered token distributions actually sampled from. Temperature 0 is greedy decoding.
+    """
+    batch, _ = prefix.logits_BV.shape
+    beams = _start(batch, num, max_length, pad)
+    identity = jnp.broadcast_to(jnp.arange(num)[None], (batch, num))
+
+    def select(t, log_probs_BJV, beams):
+        parent = jnp.zeros_like(identity) if t is _FIRST else identity
+        log_probs_BKV = jnp.broadcast_to(log_probs_BJV, (batch, num, log_probs_BJV.shape[-1]))
+        if temperature == 0.0:
+            token = jnp.argmax(log_probs_BKV, -1)
+            return parent, token, beams.score_BK, beams.kappa_B
+        tempered = jax.nn.log_softmax(log_probs_BKV / temperature)
+        # One uniform a beam and the inverse of the cumulative distribution: random bits are the cost on a CPU.
+        uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t), (num,)))(key_B)
+        cumulative = jnp.cumsum(jnp.exp(tempered), -1)
+        threshold = uniform[..., None] * cumulative[..., -1:]
+        token = jnp.minimum(jnp.sum(cumulative <= threshold, -1), cumulative.shape[-1] - 1)
+        chosen = jnp.take_along_axis(tempered, token[..., None], -1)[..., 0]
+        return parent, token, beams.score_BK + jnp.where(beams.ended_BK, 0.0, chosen), beams.kappa_B
+
+    beams = _decode(model, params, prefix, beams, select, step_end_V)
+    equal_BKK = jnp.all(beams.tokens_BKL[:, :, None] == beams.tokens_BKL[:, None], -1)
+    earlier = jnp.tril(jnp.ones((1, num, num), bool), -1)
+    exists = ~jnp.any(equal_BKK & earlier, -1)
+    count = jnp.sum(equal_BKK, -1)
+    prior_logits = jnp.log(count / num) + beams.log_prob_BK - (beams.score_BK if temperature else 0.0)
+    gumbel = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, max_length), (num,)))(key_B)
+    return _candidates(beams, exists, beams.log_prob_BK, jnp.where(exists, prior_logits, LOG_ZERO), gumbel, count)
+
+
+def listed(model: LanguageModel, params, prefix: Prefix, key_B, *, steps: Steps, step_end_V, pad: int) -> Candidates:
+    """Scores the steps [B, A, L] that a task lists by the policy; K is A."""
+    batch, num, max_length = steps.tokens_AL.shape
+    beams = _start(batch, num, max_length, pad)
+    beams = dataclasses.replace(beams, ended_BK=~steps.valid_A)
+    identity = jnp.broadcast_to(jnp.arange(num)[None], (batch, num))
+
+    def select(t, log_probs_BJV, beams):
+        parent = jnp.zeros_like(identity) if t is _FIRST else identity
+        token = lax.dynamic_index_in_dim(steps.tokens_AL, t, 2, keepdims=False)
+        return parent, token, beams.score_BK, beams.kappa_B
+
+    beams = _decode(model, params, prefix, beams, select, step_end_V)
+    gumbel = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, max_length), (num,)))(key_B)
+    log_prob = jnp.where(steps.valid_A, beams.log_prob_BK, LOG_ZERO)
+    return _candidates(beams, steps.valid_A, log_prob, log_prob, gumbel, jnp.ones_like(beams.length_BK))
+
+
+def _candidates(beams: _Beams, exists_BK, log_prob_BK, prior_logits_BK, gumbel_BK, count_BK) -> Candidates:
+    valid_BK = exists_BK & beams.ended_BK
+    return Candidates(
+        tokens_BKL=beams.tokens_BKL,
+        length_BK=jnp.where(exists_BK, beams.length_BK, 0),
+        valid_BK=valid_BK,
+        log_prob_BK=log_prob_BK,
+        prior_logits_BK=prior_logits_BK,
+        root_gumbel_BK=gumbel_BK,
+        value_BK=beams.value_BK,
+        count_BK=count_BK,
+    )
+

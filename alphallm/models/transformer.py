@@ -1,0 +1,230 @@
+"""A decoder-only transformer with a policy head (its token logits) and a value head.
+
+The block is that of Llama 3, Qwen2.5 and Qwen3: RMSNorm before each half, rotary positions, grouped-query attention
+with optional biases and query-key norm, SwiGLU, optionally tied embeddings. The layers' parameters are stacked along a
+leading axis `Y` and scanned, which traces and compiles in constant time and works inside `mctx`'s `recurrent_fn`.
+
+One forward function serves prefill, appending a step, decoding candidates side by side, and training: `X` new positions
+attend to any number of cached blocks and to each other under a mask that the caller gives.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from alphallm.types import KeyValues, Past, pytree
+
+_MASKED = -1e30  # Finite: a query that may attend to nothing gives numbers, not NaN.
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The transformer's shape. The defaults are the small model of the Game of 24."""
+
+    num_layers: int = 4
+    width: int = 128
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    hidden_dim: int = 256  # of the SwiGLU.
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    attention_bias: bool = False  # on the query, key and value projections (Qwen2.5).
+    qk_norm: bool = True  # RMSNorm of each head's queries and keys (Qwen3).
+    tied_embeddings: bool = True
+    dtype: str = "float32"  # of activations and cached keys and values; parameters and heads stay float32.
+
+
+@pytree
+class Hidden:
+    """What the trunk computes for X new positions."""
+
+    hidden_BXE: jax.Array  # after the final norm.
+    keys_values: KeyValues  # of the new positions: [Y, B, G, X, C] each.
+
+
+class Transformer(nnx.Module):
+    """Holds the parameters; `trunk`, `logits` and `value_logit` are pure in them."""
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, *, rngs: nnx.Rngs):
+        self.config = config
+        y, e, f = config.num_layers, config.width, config.hidden_dim
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+
+        def matrix(fan_in: int, *shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.normal(rngs.params(), shape) * fan_in**-0.5)
+
+        def residual(fan_in: int, *shape: int) -> nnx.Param:
+            # Projections that write into the residual stream start smaller (GPT-2), so depth does not grow its variance.
+            return nnx.Param(jax.random.normal(rngs.params(), shape) * (2 * y * fan_in) ** -0.5)
+
+        # Tied embeddings serve as the output projection too, so their scale is that of a projection.
+        self.embedding = matrix(e, vocabulary_size, e)
+        self.layers = nnx.Dict(
+            attention_norm=nnx.Param(jnp.ones((y, e))),
+            q=matrix(e, y, e, queries),
+            k=matrix(e, y, e, keys),
+            v=matrix(e, y, e, keys),
+            o=residual(queries, y, queries, e),
+            mlp_norm=nnx.Param(jnp.ones((y, e))),
+            gate=matrix(e, y, e, f),
+            up=matrix(e, y, e, f),
+            down=residual(f, y, f, e),
+        )
+        if config.attention_bias:
+            self.layers["q_bias"] = nnx.Param(jnp.zeros((y, queries)))
+            self.layers["k_bias"] = nnx.Param(jnp.zeros((y, keys)))
+            self.layers["v_bias"] = nnx.Param(jnp.zeros((y, keys)))
+        if config.qk_norm:
+            self.layers["q_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
+            self.layers["k_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
+        self.final_norm = nnx.Param(jnp.ones(e))
+        if not config.tied_embeddings:
+            self.unembedding = matrix(e, vocabulary_size, e)
+        self.value_hidden = matrix(e, e, e)
+        self.value_hidden_bias = nnx.Param(jnp.zeros(e))
+        self.value_out = nnx.Param(jnp.zeros(e))
+        self.value_bias = nnx.Param(jnp.zeros(()))
+
+    def trunk(
+        self, tokens_BX: jax.Array, positions_BX: jax.Array, mask_BXX: jax.Array, past: Sequence[Past] = ()
+    ) -> Hidden:
+        """Runs the layers over X new positions.
+
+        Args:
+          tokens_BX: the new tokens.
+          positions_BX: their positions in the sequence, for the rotary embedding; any order, repeats allowed.
+          mask_BXX: True where new position x (second axis) may attend to new position (third axis).
+          past: cached blocks to attend to as well, each with its own mask.
+        """
+        dtype = jnp.dtype(self.config.dtype)
+        cos_BX1C, sin_BX1C = _rotary(positions_BX, self.config.head_dim, self.config.rope_theta, dtype)
+        masks = [p.mask_BXS[:, None, None] for p in past] + [mask_BXX[:, None, None]]
+        bias = [jnp.where(m, 0.0, _MASKED) for m in masks]
+
+        def block(x_BXE, layer_and_past):
+            layer, cached = layer_and_past
+            layer = jax.tree.map(lambda p: p.astype(dtype), layer)
+            normed = _rms_norm(x_BXE, layer["attention_norm"], self.config.norm_epsilon)
+            attended, keys_values = self._attention(layer, normed, cos_BX1C, sin_BX1C, cached, bias)
+            x_BXE = x_BXE + attended
+            normed = _rms_norm(x_BXE, layer["mlp_norm"], self.config.norm_epsilon)
+            x_BXE = x_BXE + (jax.nn.silu(normed @ layer["gate"]) * (normed @ layer["up"])) @ layer["down"]
+            return x_BXE, keys_values
+
+        layers = {name: parameter[...] for name, parameter in self.layers.items()}
+        x_BXE = self.embedding[...].astype(dtype)[tokens_BX]
+        x_BXE, keys_values = lax.scan(block, x_BXE, (layers, tuple(p.keys_values for p in past)))
+        return Hidden(_rms_norm(x_BXE, self.final_norm[...], self.config.norm_epsilon), keys_values)
+
+    def _attention(self, layer, x_BXE, cos_BX1C, sin_BX1C, cached, bias):
+        config = self.config
+        b, x, _ = x_BXE.shape
+        g, c = config.num_kv_heads, config.head_dim
+
+        def project(name: str) -> jax.Array:
+            y = x_BXE @ layer[name]
+            if config.attention_bias:
+                y = y + _like(layer[f"{name}_bias"], y)
+            return y.reshape(b, x, -1, c)
+
+        q, k, v = project("q"), project("k"), project("v")
+        if config.qk_norm:
+            q = _rms_norm(q, layer["q_norm"], config.norm_epsilon)
+            k = _rms_norm(k, layer["k_norm"], config.norm_epsilon)
+        q, k = _rotate(q, cos_BX1C, sin_BX1C), _rotate(k, cos_BX1C, sin_BX1C)
+        k_BGXC, v_BGXC = k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+        # All query heads of a key-value head form one matrix: each block of keys is read once, by one product.
+        heads = config.num_heads // g
+        q_BGRC = q.reshape(b, x, g, heads, c).transpose(0, 2, 3, 1, 4).reshape(b, g, heads * x, c) * c**-0.5
+        blocks = [*cached, KeyValues(k_BGXC, v_BGXC)]
+        scores = [
+            (jnp.einsum("bgrc,bgsc->bgrs", q_BGRC, kv.keys).reshape(b, g, heads, x, -1) + m)
+            for kv, m in zip(blocks, bias, strict=True)
+        ]
+        weights = jax.nn.softmax(jnp.concatenate(scores, -1).astype(jnp.float32), -1).astype(v.dtype)
+        weights = weights.reshape(b, g, heads * x, -1)
+        attended, start = 0.0, 0
+        for kv in blocks:
+            size = kv.keys.shape[-2]
+            attended += jnp.einsum("bgrs,bgsc->bgrc", weights[..., start : start + size], kv.values)
+            start += size
+        attended = attended.reshape(b, g, heads, x, c).transpose(0, 3, 1, 2, 4).reshape(b, x, -1)
+        return attended @ layer["o"], KeyValues(k_BGXC, v_BGXC)
+
+    def logits(self, hidden_E: jax.Array) -> jax.Array:
+        """The policy head: next-token logits, float32, for hidden states `[..., E]`."""
+        table = self.embedding if self.config.tied_embeddings else self.unembedding
+        return (hidden_E @ table[...].astype(hidden_E.dtype).T).astype(jnp.float32)
+
+    def value_logit(self, hidden_E: jax.Array) -> jax.Array:
+        """The value head: the logit of the expected outcome in [0, 1], float32, for hidden states `[..., E]`."""
+        h = jax.nn.silu(hidden_E.astype(jnp.float32) @ self.value_hidden[...] + _like(self.value_hidden_bias[...], hidden_E))
+        return h @ self.value_out[...] + self.value_bias[...]
+
+
+def _like(bias, x):
+    """The bias with leading axes of size one, so that adding it promotes no rank."""
+    return bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _rms_norm(x, scale_E, epsilon):
+    y = x.astype(jnp.float32)
+    y = y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)
+    return y.astype(x.dtype) * _like(scale_E.astype(x.dtype), x)
+
+
+def _rotary(positions_BX, head_dim, theta, dtype):
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions_BX[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
+    angles = jnp.concatenate([angles, angles], -1)  # the rotate-half layout of the Hugging Face models.
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def _rotate(x_BXHC, cos, sin):
+    first, second = jnp.split(x_BXHC, 2, axis=-1)
+    return x_BXHC * cos + jnp.concatenate([-second, first], -1) * sin
+
+
+class LanguageModel:
+    """The transformer as pure functions of a plain dict of parameters.
+
+    NNX is split once, here; everything else in the library carries `params`, a nested dict of arrays.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int):
+        self.config = config
+        self.vocabulary_size = vocabulary_size
+        abstract = nnx.eval_shape(lambda: Transformer(config, vocabulary_size, rngs=nnx.Rngs(0)))
+        self._graph, self._state = nnx.split(abstract)
+
+    def init(self, key: jax.Array):
+        """Random parameters; eager, because compiling the initialisation costs seconds on a CPU."""
+        return nnx.to_pure_dict(nnx.state(Transformer(self.config, self.vocabulary_size, rngs=nnx.Rngs(params=key))))
+
+    def _bind(self, params) -> Transformer:
+        state = jax.tree.map(lambda x: x, self._state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state, copy=True)
+
+    def trunk(self, params, tokens_BX, positions_BX, mask_BXX, past: Sequence[Past] = ()) -> Hidden:
+        return self._bind(params).trunk(tokens_BX, positions_BX, mask_BXX, past)
+
+    def logits(self, params, hidden_E) -> jax.Array:
+        return self._bind(params).logits(hidden_E)
+
+    def value_logit(self, params, hidden_E) -> jax.Array:
+        return self._bind(params).value_logit(hidden_E)
+
+    def num_params(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(self._state))
+
+    def flops_per_token(self) -> int:
+        """Forward FLOPs of one token: two for each parameter of a matrix product (attention scores left out)."""
+        looked_up = 0 if self.config.tied_embeddings else self.vocabulary_size * self.config.width
+        return 2 * (self.num_params() - looked_up)

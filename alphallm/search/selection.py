@@ -1,0 +1,136 @@
+"""Which candidate a simulation follows, and which one the search commits to.
+
+Gumbel MuZero (Danihelka et al. 2022) or PUCT (Silver et al. 2017, Schrittwieser et al. 2020), both on Q-values completed
+by the candidates' own values. Functions take mctx's tree without its batch axis, as mctx calls them.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import mctx
+
+from alphallm.decode import LOG_ZERO
+from alphallm.search.tree import SearchConfig
+
+
+@chex.dataclass(frozen=True)
+class ExtraData:
+    """What the selection at the root needs besides the tree."""
+
+    root_gumbel: chex.Array  # [K]
+    key: chex.Array  # the problem's key.
+
+
+def completed_q(tree, node_index, completion: str) -> jax.Array:
+    """Q [K] of a node's candidates, with an estimate in [0, 1] where a candidate was not visited.
+
+    "child_value": the value read at the candidate's own last token, or its reward where it was verified.
+    "mixed_value": one value for all of them, as MuZero has it (Danihelka et al. 2022, equation 33), but for candidates
+    that end the answer, whose Q needs no estimate.
+    """
+    visits = tree.children_visits[node_index]
+    node = tree.embeddings
+    child_value = node.child_value_BK[node_index]
+    q = jnp.where(visits > 0, tree.qvalues(node_index), child_value)
+    if completion == "child_value":
+        return q
+    valid = node.valid_BK[node_index]
+    prior = jax.nn.softmax(tree.children_prior_logits[node_index])
+    known = (visits > 0) & valid
+    weight = jnp.where(known, jnp.maximum(prior, jnp.finfo(prior.dtype).tiny), 0.0)
+    mean_q = jnp.sum(weight * q) / jnp.maximum(jnp.sum(weight), jnp.finfo(prior.dtype).tiny)
+    total = jnp.sum(visits)
+    mixed = (tree.raw_values[node_index] + total * mean_q) / (total + 1)
+    exact = known | ~valid | node.done_BK[node_index]
+    return jnp.where(exact, q, mixed)
+
+
+def scaled_q(tree, node_index, config: SearchConfig) -> jax.Array:
+    """sigma(Q) [K] (Danihelka et al. 2022, equation 8), without rescaling: rewards are in [0, 1] by design."""
+    scale = (config.visit_offset + jnp.max(tree.children_visits[node_index])) * config.value_scale
+    return scale * completed_q(tree, node_index, config.completion)
+
+
+def root_action_selection(config: SearchConfig):
+    """The selection at the root, in mctx's form."""
+    if config.policy == "puct":
+        return lambda key, tree, node_index: _puct(tree, node_index, config)
+
+    def select(key, tree, node_index):
+        return mctx.gumbel_muzero_root_action_selection(
+            key,
+            tree,
+            node_index,
+            num_simulations=config.num_simulations,
+            max_num_considered_actions=min(config.max_considered, tree.num_actions),
+            qtransform=lambda tree, node: scaled_q(tree, node, config),
+        )
+
+    return select
+
+
+def interior_action_selection(config: SearchConfig):
+    """The selection below the root, in mctx's form."""
+    if config.policy == "puct":
+        return lambda key, tree, node_index, depth: _puct(tree, node_index, config)
+
+    def select(key, tree, node_index, depth):
+        """Keeps visit frequencies close to the improved policy (Danihelka et al. 2022, section 5), over what is open."""
+        del key, depth
+        open_ = tree.embeddings.open_BK[node_index]
+        logits = tree.children_prior_logits[node_index] + scaled_q(tree, node_index, config)
+        improved = jax.nn.softmax(jnp.where(open_, logits, LOG_ZERO))
+        visits = jnp.where(open_, tree.children_visits[node_index], 0)
+        score = improved - visits / (1 + jnp.sum(visits))
+        return jnp.argmax(jnp.where(open_, score, -jnp.inf)).astype(jnp.int32)
+
+    return select
+
+
+def _puct(tree, node_index, config: SearchConfig):
+    """mctx's PUCT over open candidates, with ties broken by the problem's own key."""
+    key = jax.random.fold_in(tree.extra_data.key, jnp.sum(tree.node_visits))
+    key = jax.random.fold_in(key, node_index)
+    # mctx masks at the root only, and reads the mask from the tree: show it this node's mask, as if at the root.
+    masked = tree.replace(root_invalid_actions=~tree.embeddings.open_BK[node_index])
+    return mctx.muzero_action_selection(
+        key,
+        masked,
+        node_index,
+        0,
+        pb_c_init=config.exploration,
+        qtransform=lambda tree, node: completed_q(tree, node, config.completion),
+    )
+
+
+def add_dirichlet_noise(key_B, prior_logits_BK, valid_BK, config: SearchConfig):
+    """Mixes Dirichlet noise over the valid candidates into the root's prior (Silver et al. 2017)."""
+    num = prior_logits_BK.shape[-1]
+
+    def noise(key):
+        return jax.random.gamma(jax.random.fold_in(key, 2**20), config.dirichlet_alpha, (num,))
+
+    gamma = jnp.where(valid_BK, jax.vmap(noise)(key_B), 0.0)
+    dirichlet = gamma / jnp.maximum(jnp.sum(gamma, -1, keepdims=True), 1e-9)
+    mixed = (1 - config.dirichlet_fraction) * jax.nn.softmax(prior_logits_BK) + config.dirichlet_fraction * dirichlet
+    return jnp.where(valid_BK, jnp.log(jnp.maximum(mixed, 1e-30)), LOG_ZERO)
+
+
+def final_action(tree, config: SearchConfig) -> jax.Array:
+    """The root candidate [B] that the search commits to.
+
+    Gumbel: among the most visited, and those whose value needed no visit, the largest g + logits + sigma(q)
+    (Danihelka et al. 2022, Algorithm 2). PUCT: the most visited; Q decides ties.
+    """
+    node = tree.embeddings
+    valid_BK, done_BK = node.valid_BK[:, 0], node.done_BK[:, 0]
+    visits_BK = tree.children_visits[:, 0]
+    if config.policy == "puct":
+        q_BK = jax.vmap(lambda t: completed_q(t, 0, config.completion))(tree)
+        score_BK = visits_BK + 0.5 * q_BK
+    else:
+        sigma_BK = jax.vmap(lambda t: scaled_q(t, 0, config))(tree)
+        considered_BK = done_BK | (visits_BK == jnp.max(visits_BK, -1, keepdims=True))
+        score_BK = tree.extra_data.root_gumbel + tree.children_prior_logits[:, 0] + sigma_BK
+        score_BK = jnp.where(considered_BK, jnp.maximum(score_BK, LOG_ZERO), 2 * LOG_ZERO)
+    return jnp.argmax(jnp.where(valid_BK, score_BK, -jnp.inf), -1).astype(jnp.int32)

@@ -1,0 +1,115 @@
+"""What a search is asked for and what it returns."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from alphallm.types import pytree
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How a tree is grown."""
+
+    policy: Literal["gumbel", "puct"] = "gumbel"
+    num_simulations: int = 32
+    # How a node's K candidate steps are got: without replacement, as i.i.d. samples, or listed by the task.
+    proposer: Literal["gumbel_top_k", "iid", "listed"] = "gumbel_top_k"
+    num_candidates: int = 16  # K; a task that lists its steps has a K of its own.
+    temperature: float = 1.0  # of the i.i.d. proposer; 1 is the policy itself.
+    # "corrected" is the prior that counts the policy once; "policy" weights sampled candidates by the policy again.
+    prior: Literal["corrected", "policy"] = "corrected"
+    # What stands for the Q of an unvisited candidate: the value read at its own last token, or MuZero's mixed value.
+    completion: Literal["child_value", "mixed_value"] = "child_value"
+    # What a new node backs up: its own value, its candidates' mean value under the prior, or the mean of both.
+    backup: Literal["value", "children", "both"] = "both"
+    value_scale: float = 0.1  # sigma(q) = (visit_offset + largest visit count) * value_scale * q.
+    visit_offset: float = 50.0
+    max_considered: int = 8  # root candidates that sequential halving starts from.
+    exploration: float = 1.25  # PUCT's c_1.
+    dirichlet_fraction: float = 0.0  # PUCT's root noise; 0.25 for self-play, 0 for evaluation.
+    dirichlet_alpha: float = 0.3
+
+
+@pytree
+class Tree:
+    """The searched trees of a batch of problems. A node exists where `expanded_BN`; node 0 is the root."""
+
+    expanded_BN: jax.Array  # bool: the model ran on this node.
+    parent_BN: jax.Array  # int32, -1 at the root.
+    action_BN: jax.Array  # int32: the parent's candidate that led here, -1 at the root.
+    depth_BN: jax.Array  # int32: steps from the root.
+    visits_BN: jax.Array  # int32.
+    raw_value_BN: jax.Array  # float32: the value head's reading of the node.
+    value_BN: jax.Array  # float32: the search's mean.
+    children_BNK: jax.Array  # int32: node index, -1 where not visited.
+    child_visits_BNK: jax.Array  # int32.
+    q_BNK: jax.Array  # float32: mean outcome after the candidate; meaningful where visited.
+    completed_q_BNK: jax.Array  # float32: Q, completed where not visited; not scaled.
+    child_value_BNK: jax.Array  # float32: the candidate's own value: its reward if verified, else the value head's.
+    prior_logits_BNK: jax.Array  # float32.
+    log_prob_BNK: jax.Array  # float32: the policy's log-probability of the candidate.
+    tokens_BNKL: jax.Array  # int32.
+    length_BNK: jax.Array  # int32.
+    valid_BNK: jax.Array  # bool: there is such a candidate, and a search may choose it.
+    legal_BNK: jax.Array  # bool: as the verifier says; for training and scoring, read by no unverified search.
+    done_BNK: jax.Array  # bool: the candidate completes the answer.
+    reward_BNK: jax.Array  # float32: the verifier's, for training and scoring; read by no unverified search.
+    written_BNK: jax.Array  # bool: the model wrote this candidate, whether or not a search may choose it.
+    tokens_generated_B: jax.Array  # int32: tokens of all candidates proposed.
+    root_action_B: jax.Array  # int32: the candidate that the search would commit to.
+
+
+@pytree
+class Answer:
+    """One finished chain of steps for each problem."""
+
+    found_B: jax.Array  # bool: there is a finished chain.
+    value_B: jax.Array  # float32: its reward if verified, else the value head's reading.
+    reward_B: jax.Array  # float32: the verifier's judgement, for scoring only.
+    tokens_BDL: jax.Array  # int32: the steps, padded.
+    length_BD: jax.Array  # int32: tokens of each step, 0 past the last.
+    node_BD: jax.Array  # int32: the node each step starts from, -1 past the last.
+    action_BD: jax.Array  # int32: and its candidate.
+
+
+def best_answer(tree: Tree, max_steps: int, pad: int) -> Answer:
+    """The finished candidate of highest value in the whole tree; ties go to the one the policy finds likelier.
+
+    In a verified search the value of a finished candidate is its reward, so that a solution found is the answer; where
+    the task may not verify itself it is the value head's reading.
+    """
+    batch, num_nodes, num_candidates = tree.child_value_BNK.shape
+    finished = tree.expanded_BN[..., None] & tree.valid_BNK & tree.done_BNK
+    # The likelihood decides ties only: values differ by far more than this where they differ at all.
+    score = jnp.where(finished, tree.child_value_BNK + 1e-6 * jax.nn.sigmoid(tree.log_prob_BNK), -1.0)
+    best = jnp.argmax(score.reshape(batch, -1), -1)
+    row = jnp.arange(batch)
+    node, action = best // num_candidates, best % num_candidates
+    depth = tree.depth_BN[row, node]
+    found = jnp.any(finished, (1, 2))
+
+    tokens = jnp.full((batch, max_steps, tree.tokens_BNKL.shape[-1]), pad, jnp.int32)
+    length = jnp.zeros((batch, max_steps), jnp.int32)
+    nodes = jnp.full((batch, max_steps), -1, jnp.int32)
+    actions = jnp.full((batch, max_steps), -1, jnp.int32)
+    at, step = node, action
+    for level in reversed(range(max_steps)):
+        here = found & (depth >= level)
+        tokens = tokens.at[:, level].set(jnp.where(here[:, None], tree.tokens_BNKL[row, at, step], pad))
+        length = length.at[:, level].set(jnp.where(here, tree.length_BNK[row, at, step], 0))
+        nodes = nodes.at[:, level].set(jnp.where(here, at, -1))
+        actions = actions.at[:, level].set(jnp.where(here, step, -1))
+        step = jnp.where(here, tree.action_BN[row, at], step)
+        at = jnp.where(here, jnp.maximum(tree.parent_BN[row, at], 0), at)
+    return Answer(
+        found_B=found,
+        value_B=jnp.where(found, tree.child_value_BNK[row, node, action], 0.0),
+        reward_B=jnp.where(found, tree.reward_BNK[row, node, action], 0.0),
+        tokens_BDL=tokens,
+        length_BD=length,
+        node_BD=nodes,
+        action_BD=actions,
+    )

@@ -1,0 +1,328 @@
+"""The tree search: a root from the prompt, and one function that appends, verifies and proposes.
+
+mctx runs simulate, expand and backward. What it cannot hold lies here: a node's keys and values, in a pool of pages with
+one page a node, threaded through mctx's `loop_fn`; and the set of candidates worth another visit, kept between
+simulations so that no simulation is spent where everything is known.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import mctx
+from jax import lax
+
+from alphallm import decode
+from alphallm.models import LanguageModel
+from alphallm.search import selection
+from alphallm.search.tree import SearchConfig, Tree
+from alphallm.types import KeyValues, Problem, TaskState, pytree
+
+
+@pytree
+class Node:
+    """mctx's embedding of a node: what its children need, and what its candidates are."""
+
+    expanded_B: jax.Array  # bool: False for the stand-ins that mctx makes below terminal candidates.
+    depth_B: jax.Array  # int32.
+    path_BD: jax.Array  # int32: the pages on the way from the root, this node's own last; 0 past `depth`.
+    path_length_BD: jax.Array  # int32: tokens on each page.
+    length_B: jax.Array  # int32: tokens of prompt and path.
+    state: TaskState
+    candidates: decode.Candidates
+    valid_BK: jax.Array  # bool: may be chosen.
+    child_value_BK: jax.Array
+    reward_BK: jax.Array
+    done_BK: jax.Array
+    legal_BK: jax.Array
+    open_BK: jax.Array  # bool: a visit could still teach something.
+
+
+@dataclasses.dataclass
+class _Cell:
+    """Hands the page pool and the simulation's number to `recurrent_fn` while the loop's body is traced."""
+
+    pool: KeyValues | None = None
+    simulation: jax.Array | None = None
+
+
+def search(
+    model: LanguageModel,
+    task,
+    config: SearchConfig,
+    params,
+    problem: Problem,
+    key_B: jax.Array,
+    verified_B: jax.Array,
+    masked_B: jax.Array,
+) -> Tree:
+    """Searches one tree for each problem.
+
+    Args:
+      problem: a batch of problems.
+      key_B: a typed random key a problem. All of a problem's randomness comes from it, so its tree does not depend on
+        the batch, its place in it, or the device.
+      verified_B: bool; where True, candidates that complete an answer are worth their reward, else what the value head
+        says of them.
+      masked_B: bool; where True, illegal candidates are never chosen.
+
+    Returns:
+      The trees, `config.num_simulations + 1` nodes each.
+    """
+    expander = _Expander(model, task, config, params, key_B, verified_B, masked_B)
+    prefix = decode.prefill(model, params, problem)
+    root = expander.root(prefix, problem)
+    cell = _Cell()
+
+    def recurrent_fn(params, rng_key, action_B, parent: Node):
+        del params, rng_key  # Closed over; and a problem's randomness is its own.
+        output, node, page = expander.expand(prefix, cell.pool, cell.simulation, action_B, parent)
+        cell.pool = jax.tree.map(
+            lambda pool, new: lax.dynamic_update_slice_in_dim(pool, new[:, :, None], cell.simulation + 1, axis=2),
+            cell.pool, page,
+        )  # fmt: skip
+        return output, node
+
+    def loop_fn(lower, upper, body, init):
+        def body_with_pool(simulation, carry):
+            inner, cell.pool = carry
+            cell.simulation = simulation
+            rng_key, tree = body(simulation, inner)
+            tree = _close_exhausted(tree, simulation + 1, task.max_steps)
+            return (rng_key, tree), cell.pool
+
+        inner, _ = lax.fori_loop(lower, upper, body_with_pool, (init, expander.empty_pool()))
+        return inner
+
+    prior_logits = root.candidates.prior_logits_BK
+    if config.policy == "puct" and config.dirichlet_fraction > 0:
+        prior_logits = selection.add_dirichlet_noise(key_B, prior_logits, root.valid_BK, config)
+    value_B = expander.backed_up_value(prefix.value_B, root.candidates, root)
+    tree = mctx.search(
+        params=(),
+        rng_key=jax.random.key(0),  # Split by mctx and read by nobody.
+        root=mctx.RootFnOutput(prior_logits=prior_logits, value=value_B, embedding=root),
+        recurrent_fn=recurrent_fn,
+        root_action_selection_fn=selection.root_action_selection(config),
+        interior_action_selection_fn=selection.interior_action_selection(config),
+        num_simulations=config.num_simulations,
+        max_depth=task.max_steps,
+        invalid_actions=~root.open_BK,
+        extra_data=selection.ExtraData(root_gumbel=root.candidates.root_gumbel_BK, key=key_B),
+        loop_fn=loop_fn,
+    )
+    return _result(tree, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expander:
+    """Makes nodes: appends the chosen step, verifies, proposes."""
+
+    model: LanguageModel
+    task: object
+    config: SearchConfig
+    params: object
+    key_B: jax.Array
+    verified_B: jax.Array
+    masked_B: jax.Array
+
+    @property
+    def _pages(self) -> int:
+        # The last step of an answer is never continued, so it needs no page.
+        return max(1, self.task.max_steps - 1)
+
+    def empty_pool(self) -> KeyValues:
+        """One page `[G, L, C]` a node, for keys and for values, for every layer and problem."""
+        model = self.model.config
+        shape = (
+            model.num_layers, self.key_B.shape[0], self.config.num_simulations + 1, model.num_kv_heads,
+            self.task.max_step, model.head_dim,
+        )  # fmt: skip
+        return KeyValues(*(jnp.zeros(shape, model.dtype) for _ in range(2)))
+
+    def root(self, prefix: decode.Prefix, problem: Problem) -> Node:
+        batch = problem.length.shape[0]
+        none = jnp.zeros((batch, self._pages), jnp.int32)
+        expanded = jnp.ones((batch,), bool)
+        keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 0))(self.key_B)
+        candidates = self._propose(prefix, problem.state, keys_B)
+        return self._node(
+            candidates, problem.state, expanded, jnp.zeros((batch,), jnp.int32), none, none, prefix.length_B
+        )
+
+    def expand(self, prompt: decode.Prefix, pool, simulation, action_B, parent: Node):
+        """Makes the node that candidate `action_B` of `parent` leads to.
+
+        Returns mctx's output, the node, and its page `[Y, B, G, L, C]`.
+        """
+        row = jnp.arange(action_B.shape[0])
+        tokens_BL = parent.candidates.tokens_BKL[row, action_B]
+        step_length_B = parent.candidates.length_BK[row, action_B]
+        done_B = parent.done_BK[row, action_B] | ~parent.valid_BK[row, action_B]
+        expanded_B = parent.expanded_B & ~done_B & (parent.depth_B + 1 < self.task.max_steps)
+        state = jax.vmap(self.task.step)(parent.state, tokens_BL, step_length_B).state
+        own_BD = jnp.arange(self._pages)[None] == parent.depth_B[:, None]
+        path_BD = jnp.where(own_BD, simulation + 1, parent.path_BD)
+        path_length_BD = jnp.where(own_BD, step_length_B[:, None], parent.path_length_BD)
+        depth_B, length_B = parent.depth_B + 1, parent.length_B + step_length_B
+
+        def run(pool):
+            pages = _gather_path(pool, parent.path_BD)
+            past, mask_BS = self._past(prompt, pages, parent.path_length_BD, parent.depth_B)
+            page, logits_BV, value_B = decode.append(
+                self.model, self.params, past, mask_BS, parent.length_B, tokens_BL, step_length_B
+            )
+            own = own_BD[None, :, None, :, None, None]
+            pages = jax.tree.map(lambda all_, new: jnp.where(own, new[:, :, :, None], all_), pages, page)
+            past, mask_BS = self._past(prompt, pages, path_length_BD, depth_B)
+            prefix = decode.Prefix(past, mask_BS, length_B, logits_BV, value_B)
+            # Simulation i makes node i + 1, and the root is node 0: no two nodes share a key.
+            keys_B = jax.vmap(lambda k: jax.random.fold_in(k, simulation + 1))(self.key_B)
+            candidates = self._propose(prefix, state, keys_B)
+            return candidates, value_B, page
+
+        def skip(pool):
+            shapes = jax.eval_shape(run, pool)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        candidates, raw_value_B, page = lax.cond(jnp.any(expanded_B), run, skip, pool)
+        node = self._node(candidates, state, expanded_B, depth_B, path_BD, path_length_BD, length_B)
+        value_B = self.backed_up_value(raw_value_B, candidates, node)
+        # Where nothing was expanded, the candidate's own value is all there is: its reward if it was verified.
+        reward_B = jnp.where(expanded_B, 0.0, parent.child_value_BK[row, action_B])
+        output = mctx.RecurrentFnOutput(
+            reward=reward_B,
+            discount=expanded_B.astype(jnp.float32),
+            prior_logits=node.candidates.prior_logits_BK,
+            value=jnp.where(expanded_B, value_B, 0.0),
+        )
+        return output, node, page
+
+    def backed_up_value(self, raw_value_B, candidates: decode.Candidates, node: Node) -> jax.Array:
+        """What a new node is worth: V(s), its candidates' mean, or both; at least any verified reward among them."""
+        prior = jnp.where(node.valid_BK, jax.nn.softmax(candidates.prior_logits_BK), 0.0)
+        children_B = jnp.sum(prior * node.child_value_BK, -1) / jnp.maximum(jnp.sum(prior, -1), 1e-9)
+        value_B = {
+            "value": raw_value_B,
+            "children": children_B,
+            "both": 0.5 * (raw_value_B + children_B),
+        }[self.config.backup]
+        verified = self.verified_B[:, None] & node.done_BK & node.valid_BK
+        best_B = jnp.max(jnp.where(verified, node.reward_BK, 0.0), -1)
+        dead_end_B = ~jnp.any(node.valid_BK, -1)
+        return jnp.where(dead_end_B, 0.0, jnp.maximum(value_B, best_B))
+
+    def _past(self, prompt: decode.Prefix, pages: KeyValues, path_length_BD, depth_B):
+        """Joins the prompt's cache and the path's pages `[Y, B, G, D, L, C]` along S; the mask says what is real."""
+        past = jax.tree.map(
+            lambda p, x: jnp.concatenate([p, x.reshape(*x.shape[:3], -1, x.shape[-1])], 3), prompt.past, pages
+        )
+        on_path_BD = jnp.arange(self._pages)[None] < depth_B[:, None]
+        real_BDL = jnp.arange(self.task.max_step)[None, None] < path_length_BD[..., None]
+        mask = (on_path_BD[..., None] & real_BDL).reshape(depth_B.shape[0], -1)
+        return past, jnp.concatenate([prompt.mask_BS, mask], 1)
+
+    def _propose(self, prefix: decode.Prefix, state, keys_B) -> decode.Candidates:
+        config, vocabulary = self.config, self.task.vocabulary
+        step_end_V = jnp.asarray(vocabulary.step_end_V)
+        common = {"step_end_V": step_end_V, "pad": vocabulary.pad}
+        arguments = (self.model, self.params, prefix, keys_B)
+        if config.proposer == "listed":
+            steps = jax.vmap(self.task.legal_steps)(state)
+            candidates = decode.listed(*arguments, steps=steps, **common)
+        elif config.proposer == "iid":
+            candidates = decode.iid(
+                *arguments, num=config.num_candidates, max_length=self.task.max_step, temperature=config.temperature,
+                **common,
+            )  # fmt: skip
+        else:
+            candidates = decode.gumbel_top_k(
+                *arguments, num=config.num_candidates, max_length=self.task.max_step, **common
+            )
+        if config.prior == "policy":
+            candidates = dataclasses.replace(candidates, prior_logits_BK=candidates.log_prob_BK)
+        return candidates
+
+    def _node(self, candidates, state, expanded_B, depth_B, path_BD, path_length_BD, length_B) -> Node:
+        """Verifies the candidates. What the caller may not see is masked here, once."""
+        over_candidates = jax.vmap(jax.vmap(self.task.step, in_axes=(None, 0, 0)))
+        verdict = over_candidates(state, candidates.tokens_BKL, candidates.length_BK)
+        valid = candidates.valid_BK & (verdict.legal | ~self.masked_B[:, None]) & expanded_B[:, None]
+        known = self.verified_B[:, None] & verdict.done
+        child_value = jnp.where(known, verdict.reward, candidates.value_BK)
+        child_value = jnp.where(valid, child_value, 0.0)
+        at_limit = depth_B[:, None] + 1 >= self.task.max_steps
+        prior_logits = jnp.where(valid, candidates.prior_logits_BK, decode.LOG_ZERO)
+        return Node(
+            expanded_B=expanded_B,
+            depth_B=depth_B,
+            path_BD=path_BD,
+            path_length_BD=path_length_BD,
+            length_B=length_B,
+            state=state,
+            candidates=dataclasses.replace(candidates, prior_logits_BK=prior_logits),
+            valid_BK=valid,
+            child_value_BK=child_value,
+            reward_BK=verdict.reward,
+            done_BK=verdict.done,
+            legal_BK=verdict.legal,
+            open_BK=valid & ~verdict.done & ~at_limit,
+        )
+
+
+def _gather_path(pool: KeyValues, path_BD: jax.Array) -> KeyValues:
+    """The pages on each problem's path, `[Y, B, G, D, L, C]`."""
+    row = jnp.arange(path_BD.shape[0])[:, None]
+    return jax.tree.map(lambda pages: pages[:, row, path_BD].swapaxes(2, 3), pool)
+
+
+def _close_exhausted(tree, node_index, max_steps: int):
+    """Closes a candidate whose node has no open candidate, and so on up to the root.
+
+    What lies below a closed candidate is known exactly (every end of it was verified or read), so the selection inside
+    the tree does not return to it.
+    """
+    row = jnp.arange(tree.node_values.shape[0])
+    open_BNK = tree.embeddings.open_BK
+    node_B = jnp.full_like(row, node_index)
+    for _ in range(max_steps):
+        parent_B, action_B = tree.parents[row, node_B], tree.action_from_parent[row, node_B]
+        closes = ~jnp.any(open_BNK[row, node_B], -1) & (parent_B >= 0)
+        parent_B = jnp.maximum(parent_B, 0)
+        open_BNK = open_BNK.at[row, parent_B, action_B].set(open_BNK[row, parent_B, action_B] & ~closes)
+        node_B = parent_B
+    return tree.replace(embeddings=dataclasses.replace(tree.embeddings, open_BK=open_BNK))
+
+
+def _result(tree, config: SearchConfig) -> Tree:
+    node: Node = tree.embeddings
+    visited_BNK = tree.children_visits > 0
+    q_BNK = tree.children_rewards + tree.children_discounts * tree.children_values
+    expanded_BN = node.expanded_B
+    completed = jax.vmap(jax.vmap(selection.completed_q, in_axes=(None, 0, None)), in_axes=(0, None, None))
+    nodes = jnp.arange(tree.node_values.shape[1])
+    return Tree(
+        expanded_BN=expanded_BN,
+        parent_BN=tree.parents,
+        action_BN=tree.action_from_parent,
+        depth_BN=node.depth_B,
+        visits_BN=tree.node_visits,
+        raw_value_BN=tree.raw_values,
+        value_BN=tree.node_values,
+        children_BNK=tree.children_index,
+        child_visits_BNK=tree.children_visits,
+        q_BNK=jnp.where(visited_BNK, q_BNK, 0.0),
+        completed_q_BNK=completed(tree, nodes, config.completion),
+        child_value_BNK=node.child_value_BK,
+        prior_logits_BNK=tree.children_prior_logits,
+        log_prob_BNK=node.candidates.log_prob_BK,
+        tokens_BNKL=node.candidates.tokens_BKL,
+        length_BNK=node.candidates.length_BK,
+        valid_BNK=node.valid_BK,
+        legal_BNK=node.legal_BK,
+        done_BNK=node.done_BK,
+        reward_BNK=node.reward_BK,
+        written_BNK=node.candidates.valid_BK & expanded_BN[..., None],
+        tokens_generated_B=jnp.sum(node.candidates.length_BK * expanded_BN[..., None], (1, 2)),
+        root_action_B=selection.final_action(tree, config),
+    )
