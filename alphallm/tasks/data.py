@@ -39,7 +39,8 @@ def load_split(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
     """The texts of a split's problems in their fixed order, building the dataset into `data_dir` if it is not there.
 
     `data_dir` is by default $TFDS_DATA_DIR or ~/tensorflow_datasets. Raises ValueError, in a sentence that says what to
-    do, for an unknown dataset or split, too few problems to fill every split, and a ranked csv that is missing or not what it should be.
+    do, for an unknown dataset or split, too few problems to fill every split, and a ranked csv that is missing or not
+    what it should be.
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: give one of {', '.join(SPLITS)}.")
