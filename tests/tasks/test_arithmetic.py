@@ -75,7 +75,7 @@ def random_state(name, rng) -> TwinState:
     else:
         numbers = sorted(rng.randint(1, config.max_number) for _ in range(config.num_numbers))
         state = TwinState(tuple(map(solver.Fraction, numbers)), rng.randint(1, 300))
-    for _ in range(rng.randrange(task.max_steps)):
+    for _ in range(rng.choice([*range(task.max_steps)] * 4 + [task.max_steps])):
         tokens = task.vocabulary.encode(rng.choice(sorted(legal_texts(state.numbers, False))))
         junk = tokens if rng.random() < 0.9 else tokens[::-1]
         state = twin_step(task, state, junk, len(junk))[0]
@@ -156,30 +156,61 @@ def test_mutated_steps_are_judged_as_the_twin_does(name):
     assert 0.1 * len(cases) < sum(legals) < 0.5 * len(cases)
 
 
-def test_one_illegal_step_spoils_a_chain_whose_last_line_is_right():
+def run(puzzle, chain):
+    """(legal, reward, done) of each line of a chain."""
     task, step = task_of("game24"), jax.jit(task_of("game24").step)
+    state, judged = task.problem(puzzle).state, []
+    for line in chain.splitlines(keepends=True):
+        tokens = task.vocabulary.encode(line)
+        transition = step(state, padded(task, tokens), len(tokens))
+        judged.append((bool(transition.legal), float(transition.reward), bool(transition.done)))
+        state = transition.state
+    return judged
 
-    def run(chain):
-        state, transitions = task.problem("4 9 10 13").state, []
-        for line in chain.splitlines(keepends=True):
-            tokens = task.vocabulary.encode(line)
-            transitions.append(step(state, padded(task, tokens), len(tokens)))
-            state = transitions[-1].state
-        return [(bool(t.legal), float(t.reward), bool(t.done)) for t in transitions]
 
+def test_one_illegal_step_spoils_a_chain_whose_last_line_is_right():
     right = "13 - 10 = 3\n9 - 3 = 6\n4 * 6 = 24\n"
-    assert run(right) == [(True, 0, False), (True, 0, False), (True, 1, True)]
+    assert run("4 9 10 13", right) == [(True, 0, False), (True, 0, False), (True, 1, True)]
     # The last line says 24 but uses a number that an illegal step claimed: nothing of it counts.
-    assert run("10 + 10 = 20\n4 * 6 = 24\n4 * 6 = 24\n") == [(False, 0, False), (False, 0, False), (False, 0, True)]
+    assert run("4 9 10 13", "10 + 10 = 20\n4 * 6 = 24\n4 * 6 = 24\n") == [
+        (False, 0, False),
+        (False, 0, False),
+        (False, 0, True),
+    ]
     # Legal steps after an illegal one are legal, but the chain is not, and it ends after three steps all the same.
-    assert run("1 + 1 = 2\n13 - 10 = 3\n9 - 3 = 6\n4 * 6 = 24\n") == [
+    assert run("4 9 10 13", "1 + 1 = 2\n13 - 10 = 3\n9 - 3 = 6\n4 * 6 = 24\n") == [
         (False, 0, False),
         (True, 0, False),
         (True, 0, True),
         (False, 0, True),
     ]
-    assert run(right + "4 * 6 = 24\n")[-1] == (False, 0, True)
-    assert run("13 + 10 = 23\n23 + 9 = 32\n32 + 4 = 36\n")[-1] == (True, 0, True)
+    assert run("4 9 10 13", right + "4 * 6 = 24\n")[-1] == (False, 0, True)
+    assert run("4 9 10 13", "13 + 10 = 23\n23 + 9 = 32\n32 + 4 = 36\n")[-1] == (True, 0, True)
+    assert run("1 1 4 6", "1 + 3 = 4\n1 + 1 = 2\n4 * 6 = 24\n") == [
+        (False, 0, False),
+        (True, 0, False),
+        (True, 0, True),
+    ]
+    # Nothing is earned twice: neither by a repeated step nor by naming the target after the end.
+    assert run("4 9 10 13", right + "24 = 24\n")[-1] == (False, 0, True)
+
+
+def test_what_has_no_result_has_no_right_result():
+    judged = run("1 1 4 6", "1 - 1 = 0\n4 / 0 = 0\n4 / 0 = 4\n")
+    assert [legal for legal, _, _ in judged] == [True, False, False]
+    task, step = task_of("countdown"), jax.jit(task_of("countdown").step)
+    for result, legal in [("40000", False), ("0", False), ("32767", False)]:
+        tokens = task.vocabulary.encode(f"200 * 200 = {result}\n")
+        state = task.problem("7 200 200 -> 1").state
+        assert bool(step(state, padded(task, tokens), len(tokens)).legal) == legal
+
+
+def test_a_number_too_long_for_a_step_does_not_hide_a_shorter_one():
+    """3000 (4 tokens, of which 8-token steps have room for 3) begins like 300 and stands in an earlier slot."""
+    task = make_task(TaskConfig(name="countdown", num_numbers=3, max_number=200, max_target=200))
+    state = device_state(task, TwinState(tuple(map(solver.Fraction, (3000, 300, 2))), 150))
+    tokens = task.vocabulary.encode("300 / 2 = 150\n")
+    assert len(tokens) == task.max_step and task.step(state, padded(task, tokens), len(tokens)).legal
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -222,9 +253,10 @@ def test_every_puzzle_is_solved_by_a_chain_of_listed_steps():
     assert all(transition.reward == 1 for transition in transitions)
 
 
-def test_solutions_are_all_there_and_accepted_by_the_twin():
-    task, numbers = task_of("game24 long steps"), tuple(map(solver.Fraction, (1, 5, 5, 5)))
-    want = set()
+@pytest.mark.parametrize("name", ["game24", "game24 long steps"])
+@pytest.mark.parametrize("numbers", [(1, 5, 5, 5), (4, 4, 4, 6), (2, 5, 5, 10)])
+def test_solutions_are_the_chains_that_the_twin_finds(name, numbers):
+    task, want = task_of(name), set()
 
     def visit(state, chain):
         if state.steps_done == 3:
@@ -232,13 +264,14 @@ def test_solutions_are_all_there_and_accepted_by_the_twin():
             return
         for text in legal_texts(state.numbers, canonical=True):
             tokens = task.vocabulary.encode(text)
-            visit(twin_step(task, state, padded(task, tokens), len(tokens))[0], chain + text)
+            if len(tokens) <= task.max_step:
+                visit(twin_step(task, state, tokens, len(tokens))[0], chain + text)
 
-    visit(TwinState(numbers, 24), "")
-    found = task.solutions("1 5 5 5")
-    assert sorted(found) == sorted(want) and "1 / 5 = 1/5\n5 - 1/5 = 24/5\n24/5 * 5 = 24\n" not in found
-    assert "1 / 5 = 1/5\n5 - 1/5 = 24/5\n5 * 24/5 = 24\n" in found
-    assert task.solutions("1 5 5 5", limit=1) == found[:1]
+    visit(TwinState(tuple(map(solver.Fraction, numbers)), 24), "")
+    text = " ".join(map(str, numbers))
+    found = task.solutions(text)
+    assert sorted(found) == sorted(want) and found  # as lists: none is there twice.
+    assert task.solutions(text, limit=1) == found[:1]
 
 
 def test_a_problem_is_its_sorted_prompt():

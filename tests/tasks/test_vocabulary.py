@@ -64,6 +64,11 @@ def test_a_text_has_one_tokenisation(tokens):
     assert VOCABULARY.decode(encoded) == text
 
 
+@pytest.mark.parametrize("text", ["4 -300 5", "-7 -7", "300 4", "1/2 2/3", "4 -300/17 5\n"])
+def test_a_space_stands_between_numbers(text):
+    assert VOCABULARY.decode(VOCABULARY.encode(text)) == text
+
+
 def test_only_a_newline_ends_a_step():
     assert VOCABULARY.step_end_V.shape == (VOCABULARY.size,)
     assert VOCABULARY.step_end_V.nonzero()[0].tolist() == VOCABULARY.encode("\n")
