@@ -156,9 +156,14 @@ def test_mutated_steps_are_judged_as_the_twin_does(name):
     assert 0.1 * len(cases) < sum(legals) < 0.5 * len(cases)
 
 
+@functools.cache
+def step_of_one():
+    return jax.jit(task_of("game24").step)
+
+
 def run(puzzle, chain):
     """(legal, reward, done) of each line of a chain."""
-    task, step = task_of("game24"), jax.jit(task_of("game24").step)
+    task, step = task_of("game24"), step_of_one()
     state, judged = task.problem(puzzle).state, []
     for line in chain.splitlines(keepends=True):
         tokens = task.vocabulary.encode(line)
@@ -254,7 +259,7 @@ def test_every_puzzle_is_solved_by_a_chain_of_listed_steps():
 
 
 @pytest.mark.parametrize("name", ["game24", "game24 long steps"])
-@pytest.mark.parametrize("numbers", [(1, 5, 5, 5), (4, 4, 4, 6), (2, 5, 5, 10)])
+@pytest.mark.parametrize("numbers", [(1, 5, 5, 5), (4, 4, 4, 6), (1, 1, 4, 6)])
 def test_solutions_are_the_chains_that_the_twin_finds(name, numbers):
     task, want = task_of(name), set()
 

@@ -111,6 +111,13 @@ def test_a_wrong_csv_is_named(content, tmp_path):
         data.load_split(TaskConfig(dataset="tot", manual_dir=str(tmp_path)), "test", str(tmp_path / "data"))
 
 
+def test_a_csv_whose_ranks_start_at_0_is_named(tmp_path):
+    texts = [text for split in splits.game24_default().values() for text in split]
+    (tmp_path / "24.csv").write_text("Rank,Puzzles\n" + "".join(f"{i},{text}\n" for i, text in enumerate(texts)))
+    with pytest.raises(ValueError, match="of ranks 1 to 1362"):
+        data.load_split(TaskConfig(dataset="tot", manual_dir=str(tmp_path)), "test", str(tmp_path / "data"))
+
+
 @needs_csv
 def test_the_csv_is_downloaded_and_its_checksum_checked(tmp_path, monkeypatch):
     config = TaskConfig(dataset="tot")
