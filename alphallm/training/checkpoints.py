@@ -12,7 +12,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -37,10 +37,10 @@ class Checkpoints:
         self._writer: Any = None
         self._check_folder()
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         try:
             self.close()
         except UserError as failure:
@@ -148,7 +148,7 @@ class Checkpoints:
         names = os.listdir(self.directory)
         if names and _MARK not in names:
             raise UserError(
-                f"The folder {self.directory!r} holds {sorted(names)[0]!r} but no checkpoints of AlphaLLM; "
+                f"The folder {self.directory!r} holds {min(names)!r} but no checkpoints of AlphaLLM; "
                 f"give the folder of a run, or one that does not exist."
             )
 
@@ -228,7 +228,7 @@ def _checksum(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> int:
     total = zlib.crc32(json.dumps(meta, sort_keys=True).encode())
     for name in sorted(arrays):
         total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8), total)
+        total = zlib.crc32(memoryview(np.asarray(arrays[name], order="C").reshape(-1).view(np.uint8)), total)
     return total
 
 
@@ -251,7 +251,9 @@ def _fill(template: Any, arrays: Mapping[str, np.ndarray], partial: bool, where:
                 f"In the checkpoint {where!r}, {name!r} is {array.dtype} of shape {array.shape}, but this run needs "
                 f"{dtype} of shape {shape}; {advice}."
             )
-        filled.append(jax.random.wrap_key_data(array, impl=_key_impl(leaf)) if _is_key(leaf) else array)
+        filled.append(
+            jax.random.wrap_key_data(jax.numpy.asarray(array), impl=_key_impl(leaf)) if _is_key(leaf) else array
+        )
     unwanted = [name for name in arrays if name not in wanted]
     if unwanted and not partial:
         raise UserError(f"The checkpoint {where!r} has {unwanted[0]!r}, which this run does not know; {advice}.")
