@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alphallm.losses import log1mexp
 from alphallm.models import LanguageModel
 from alphallm.types import KeyValues, Past, Problem, Steps, pytree
 
@@ -253,16 +254,6 @@ def _condition_on_maximum(children, maximum):
     """
     v = maximum - children + log1mexp(children - children[..., :1])
     return maximum - jnp.maximum(v, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(v)))
-
-
-def log1mexp(x):
-    """log(1 - exp(x)) for x <= 0, accurate at both ends; -inf at 0."""
-    x = jnp.minimum(x, 0.0)
-    near = x > -0.6931472
-    # The branch not taken gets a harmless argument, so that gradients stay finite.
-    near_value = jnp.log(-jnp.expm1(jnp.where(near, x, -1.0)))
-    far_value = jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x)))
-    return jnp.where(near, near_value, far_value)
 
 
 def iid(

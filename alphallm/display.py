@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One line with what was done, the rate and the time left; on something that is not a terminal, a line now and then.
+    """One line with what was done, the rate and the time left; where there is no terminal, a line now and then.
 
     with Progress("iteration", total=100, done=40) as progress:
         progress.update(41, "loss 0.31")

@@ -24,7 +24,7 @@ def export_weights(
     metrics: Mapping[str, Any],
     dtype: str = "float32",
 ) -> None:
-    """Writes the parameters (nested dicts of arrays) as `dtype`, "float32" or "bfloat16", with their config and metrics.
+    """Writes parameters (nested dicts of arrays) as `dtype`, "float32" or "bfloat16", with their config and metrics.
 
     Names are the keys joined with "/". Each file appears whole or not at all.
     """

@@ -9,6 +9,7 @@ attend to any number of cached blocks and to each other under a mask that the ca
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -106,28 +107,32 @@ class Transformer(nnx.Module):
         masks = [p.mask_BXS[:, None, None] for p in past] + [mask_BXX[:, None, None]]
         bias = [jnp.where(m, 0.0, _MASKED) for m in masks]
 
-        def block(x_BXE, layer_and_past):
+        # Activations are [B * X, E] matrices: weight gradients are then plain products, without a transposed copy.
+        # A layer's activations are computed again for its gradient; on a CPU that is faster than fetching them.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def block(x_RE, layer_and_past):
             layer, cached = layer_and_past
             layer = jax.tree.map(lambda p: p.astype(dtype), layer)
-            normed = _rms_norm(x_BXE, layer["attention_norm"], self.config.norm_epsilon)
+            normed = _rms_norm(x_RE, layer["attention_norm"], self.config.norm_epsilon)
             attended, keys_values = self._attention(layer, normed, cos_BX1C, sin_BX1C, cached, bias)
-            x_BXE = x_BXE + attended
-            normed = _rms_norm(x_BXE, layer["mlp_norm"], self.config.norm_epsilon)
-            x_BXE = x_BXE + (jax.nn.silu(normed @ layer["gate"]) * (normed @ layer["up"])) @ layer["down"]
-            return x_BXE, keys_values
+            x_RE = x_RE + attended
+            normed = _rms_norm(x_RE, layer["mlp_norm"], self.config.norm_epsilon)
+            x_RE = x_RE + (jax.nn.silu(normed @ layer["gate"]) * (normed @ layer["up"])) @ layer["down"]
+            return x_RE, keys_values
 
         layers = {name: parameter[...] for name, parameter in self.layers.items()}
-        x_BXE = self.embedding[...].astype(dtype)[tokens_BX]
-        x_BXE, keys_values = lax.scan(block, x_BXE, (layers, tuple(p.keys_values for p in past)))
-        return Hidden(_rms_norm(x_BXE, self.final_norm[...], self.config.norm_epsilon), keys_values)
+        x_RE = self.embedding[...].astype(dtype)[tokens_BX.reshape(-1)]
+        x_RE, keys_values = lax.scan(block, x_RE, (layers, tuple(p.keys_values for p in past)))
+        x_RE = _rms_norm(x_RE, self.final_norm[...], self.config.norm_epsilon)
+        return Hidden(x_RE.reshape(*tokens_BX.shape, -1), keys_values)
 
-    def _attention(self, layer, x_BXE, cos_BX1C, sin_BX1C, cached, bias):
+    def _attention(self, layer, x_RE, cos_BX1C, sin_BX1C, cached, bias):
         config = self.config
-        b, x, _ = x_BXE.shape
+        b, x = cos_BX1C.shape[:2]
         g, c = config.num_kv_heads, config.head_dim
 
         def project(name: str) -> jax.Array:
-            y = x_BXE @ layer[name]
+            y = x_RE @ layer[name]
             if config.attention_bias:
                 y = y + _like(layer[f"{name}_bias"], y)
             return y.reshape(b, x, -1, c)
@@ -154,7 +159,7 @@ class Transformer(nnx.Module):
             size = kv.keys.shape[-2]
             attended += jnp.einsum("bgrs,bgsc->bgrc", weights[..., start : start + size], kv.values)
             start += size
-        attended = attended.reshape(b, g, heads, x, c).transpose(0, 3, 1, 2, 4).reshape(b, x, -1)
+        attended = attended.reshape(b, g, heads, x, c).transpose(0, 3, 1, 2, 4).reshape(b * x, -1)
         return attended @ layer["o"], KeyValues(k_BGXC, v_BGXC)
 
     def logits(self, hidden_E: jax.Array) -> jax.Array:

@@ -41,6 +41,7 @@ class Tree:
     parent_BN: jax.Array  # int32, -1 at the root.
     action_BN: jax.Array  # int32: the parent's candidate that led here, -1 at the root.
     depth_BN: jax.Array  # int32: steps from the root.
+    path_BND: jax.Array  # int32: the nodes on the way from the root, the node itself last; read the first `depth`.
     visits_BN: jax.Array  # int32.
     raw_value_BN: jax.Array  # float32: the value head's reading of the node.
     value_BN: jax.Array  # float32: the search's mean.
@@ -50,6 +51,7 @@ class Tree:
     completed_q_BNK: jax.Array  # float32: Q, completed where not visited; not scaled.
     child_value_BNK: jax.Array  # float32: the candidate's own value: its reward if verified, else the value head's.
     prior_logits_BNK: jax.Array  # float32.
+    gumbel_BNK: jax.Array  # float32: gumbel + prior_logits is the candidate's perturbed log-probability.
     log_prob_BNK: jax.Array  # float32: the policy's log-probability of the candidate.
     tokens_BNKL: jax.Array  # int32.
     length_BNK: jax.Array  # int32.

@@ -25,7 +25,7 @@ class Node:
 
     expanded_B: jax.Array  # bool: False for the stand-ins that mctx makes below terminal candidates.
     depth_B: jax.Array  # int32.
-    path_BD: jax.Array  # int32: the pages on the way from the root, this node's own last; 0 past `depth`.
+    path_BD: jax.Array  # int32: the pages on the way from the root, this node's own last. A page has its node's number.
     path_length_BD: jax.Array  # int32: tokens on each page.
     length_B: jax.Array  # int32: tokens of prompt and path.
     state: TaskState
@@ -306,6 +306,7 @@ def _result(tree, config: SearchConfig) -> Tree:
         parent_BN=tree.parents,
         action_BN=tree.action_from_parent,
         depth_BN=node.depth_B,
+        path_BND=node.path_BD,
         visits_BN=tree.node_visits,
         raw_value_BN=tree.raw_values,
         value_BN=tree.node_values,
@@ -315,6 +316,7 @@ def _result(tree, config: SearchConfig) -> Tree:
         completed_q_BNK=completed(tree, nodes, config.completion),
         child_value_BNK=node.child_value_BK,
         prior_logits_BNK=tree.children_prior_logits,
+        gumbel_BNK=node.candidates.root_gumbel_BK,
         log_prob_BNK=node.candidates.log_prob_BK,
         tokens_BNKL=node.candidates.tokens_BKL,
         length_BNK=node.candidates.length_BK,

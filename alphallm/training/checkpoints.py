@@ -1,8 +1,9 @@
 """Checkpoints of a whole run, through Orbax: atomic, the newest few kept, checked when read.
 
-A checkpoint holds every leaf of a state under its path's name ("params/layers/wq") and a JSON dict `meta`. What is read
-is compared with a template leaf by leaf, because Orbax returns whatever was stored, of whatever shape. Typed random keys
-are stored as their data. Saving runs in the background: for 30 MB it takes a tenth of the time of waiting for the disk.
+A checkpoint holds every leaf of a state under its path's name ("params/layers/wq") and a JSON dict `meta`. What is
+read is compared with a template leaf by leaf, because Orbax returns whatever was stored, of whatever shape. Typed
+random keys are stored as their data. Saving runs in the background: `save` of 30 MB returns after about 0.1 s on one
+core, while writing takes 0.3 s.
 """
 
 import errno
@@ -212,7 +213,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _key_impl(leaf: Any) -> Any:
-    """The generator of a typed key, also of a `ShapeDtypeStruct`, of which `jax.random.key_impl` knows only the trace."""
+    """The generator of a typed key, also of a `ShapeDtypeStruct`, which `jax.random.key_impl` refuses untraced."""
     found = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
     return found[0]

@@ -1,0 +1,80 @@
+"""An experiment's configuration: everything that a run depends on."""
+
+import dataclasses
+from typing import Literal
+
+from alphallm.models import ModelConfig
+from alphallm.search import SearchConfig
+from alphallm.tasks.arithmetic import TaskConfig
+from alphallm.training.targets import TargetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """Supervised training before self-play."""
+
+    # Random legal play (rules only), worked solutions (imitation, as AlphaGo), or none.
+    data: Literal["random_play", "solutions", "none"] = "random_play"
+    num_steps: int = 800
+    batch_size: int = 256  # chains over all devices.
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW or Muon with a warm-up and a cosine decay over the whole run, warm start included."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    final_fraction: float = 0.1  # of the learning rate, at the end of the run.
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    ema_decay: float = 0.99  # of the parameters that evaluation uses; 0 evaluates the latest.
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The loop: self-play on a batch of problems, then learner steps on the replay."""
+
+    num_iterations: int = 100
+    problems_per_iteration: int = 64  # over all devices; also the number of the replay's lanes.
+    learner_steps: int = 4  # per iteration.
+    rows_per_lane: int = 2  # drawn of each lane for a learner step.
+    replay_capacity: int = 256  # rows of a lane.
+    candidates_per_row: int = 8  # of a row's K candidates, those that a learner step looks at.
+    unmasked_fraction: float = 0.25  # of problems searched without the legality mask.
+    reanalyse_fraction: float = 0.0  # of problems taken from the replay instead of the training split.
+    value_weight: float = 1.0  # of the value loss.
+    expert: Literal["search", "verified_paths"] = "search"  # what the policy imitates.
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated while training, on validation problems."""
+
+    every: int = 20  # iterations.
+    num_problems: int = 64
+    num_simulations: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 20  # iterations.
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: int = 0
+    init_from: str = ""  # a run's or an export's folder whose weights to start from.
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    model: ModelConfig = ModelConfig()
+    search: SearchConfig = SearchConfig()
+    targets: TargetConfig = TargetConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()

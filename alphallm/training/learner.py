@@ -1,0 +1,257 @@
+"""The learner: the losses of rows and of demonstrations, and one optimizer step.
+
+A row is scored in one packed pass: prompt, path and K candidates lie side by side, and each candidate attends to the
+prompt, the path and itself. Nothing is computed twice for a shared prefix.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from alphallm import losses
+from alphallm.decode import causal_mask
+from alphallm.models import LanguageModel
+from alphallm.training.config import Config, OptimizerConfig
+from alphallm.training.targets import Row
+from alphallm.types import pytree
+
+AXIS = "data"
+
+
+@pytree
+class Learner:
+    """What training changes, replay aside."""
+
+    params: object
+    average: object  # exponential moving average of params, what evaluation and export use.
+    optimizer: optax.OptState
+    step: jax.Array  # int32: optimizer steps so far.
+
+
+@pytree
+class Chain:
+    """A demonstrated solution or attempt: a prompt and its steps."""
+
+    prompt_P: jax.Array  # int32
+    prompt_length: jax.Array  # int32
+    tokens_DL: jax.Array  # int32
+    length_D: jax.Array  # int32: 0 past the last step.
+    outcome: jax.Array  # float32 in [0, 1]: the reward at its end.
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping, AdamW or Muon, and the schedule."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup_steps, max(total_steps, config.warmup_steps + 1),
+        config.learning_rate * config.final_fraction,
+    )  # fmt: skip
+    if config.name == "adamw":
+        update = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=_is_matrix)
+    else:
+        update = _muon(config, schedule)
+    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), update)
+
+
+def _is_matrix(params):
+    """True for what weight decay applies to: matrices, not norms and biases (a layer's are stacked: one axis more)."""
+    return {
+        name: jax.tree.map(lambda x: x.ndim > 2, leaf) if name == "layers" else leaf.ndim > 1
+        for name, leaf in params.items()
+    }
+
+
+def _muon(config: OptimizerConfig, schedule) -> optax.GradientTransformation:
+    """Muon for the layers' matrices (each layer's own, though stacked), AdamW for all else."""
+
+    def labels(params):
+        return {
+            name: jax.tree.map(lambda x: "muon" if x.ndim == 3 else "adamw", leaf) if name == "layers" else "adamw"
+            for name, leaf in params.items()
+        }
+
+    dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=lambda p: jax.tree.map(lambda _: dimensions, p)),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+    adamw = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=_is_matrix)
+    return optax.multi_transform({"muon": muon, "adamw": adamw}, labels)
+
+
+def init(config: Config, params, total_steps: int) -> Learner:
+    optimizer = make_optimizer(config.optimizer, total_steps)
+    return Learner(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.int32(0))
+
+
+def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn):
+    """One step on `loss_fn(params) -> (loss, metrics)`, averaged over devices."""
+    (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(learner.params)
+    gradient, metrics = lax.pmean((gradient, metrics), AXIS)
+    changes, optimizer = make_optimizer(config, total_steps).update(gradient, learner.optimizer, learner.params)
+    params = optax.apply_updates(learner.params, changes)
+    # Early averages are shorter, so that the first evaluations are not those of random weights.
+    decay = jnp.minimum(config.ema_decay, (1.0 + learner.step) / (10.0 + learner.step))
+    decay = jnp.where(config.ema_decay > 0, decay, 0.0)
+    average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, learner.average, params)
+    metrics["gradient_norm"] = optax.global_norm(gradient)
+    return Learner(params, average, optimizer, learner.step + 1), metrics
+
+
+def row_loss(model: LanguageModel, params, rows: Row, config: Config):
+    """Policy and value loss of rows [R, ...]."""
+    rows = _fewer_candidates(rows, config.training.candidates_per_row)
+    log_prob_RK, value_RK, value_R = score(model, params, rows)
+    if config.targets.policy == "candidates":
+        policy_R = jax.vmap(losses.policy_loss_among_candidates)(
+            log_prob_RK, rows.written_K, rows.offset_K, rows.policy_K1[:, :-1]
+        )
+    elif config.targets.policy == "sampled":
+        policy_R = -jnp.sum(rows.policy_K1[:, :-1] * log_prob_RK, -1)
+    else:
+        policy_R = jax.vmap(losses.policy_loss_with_rest)(log_prob_RK, rows.written_K, rows.policy_K1)
+    policy = losses.masked_mean(policy_R, rows.policy_weight * rows.valid)
+    node = losses.binary_cross_entropy(value_R, rows.value)
+    candidate = losses.binary_cross_entropy(value_RK, rows.value_K)
+    valid_R1 = rows.valid[:, None]
+    value = 0.5 * losses.masked_mean(node, rows.value_weight * rows.valid)
+    value += 0.5 * losses.masked_mean(candidate, rows.value_weight_K * valid_R1)
+    target_entropy = -jnp.sum(jnp.where(rows.policy_K1 > 0, rows.policy_K1 * jnp.log(rows.policy_K1 + 1e-9), 0.0), -1)
+    metrics = {
+        "loss/policy": policy,
+        "loss/value": value,
+        "targets/policy_entropy": losses.masked_mean(target_entropy, rows.policy_weight * rows.valid),
+        "targets/value": losses.masked_mean(rows.value, rows.value_weight * rows.valid),
+        "value/error": losses.masked_mean(
+            jnp.square(jax.nn.sigmoid(value_RK) - rows.value_K), rows.value_weight_K * valid_R1
+        ),
+    }
+    return policy + config.training.value_weight * value, metrics
+
+
+def _fewer_candidates(rows: Row, num: int) -> Row:
+    """Keeps each row's `num` candidates that matter most; the others' share of the target joins the rest.
+
+    A cross-entropy over any of the candidates and everything else has the same minimum, so this costs information, not
+    truth. Kept are those that the target likes, then the illegal ones (which the policy should unlearn), then others.
+    """
+    total = rows.written_K.shape[1]
+    if num >= total:
+        return rows
+    score = rows.policy_K1[:, :-1] + 0.01 * rows.value_weight_K + 0.001 * rows.written_K
+    _, index = lax.top_k(score, num)
+
+    def take(x):
+        return jax.vmap(lambda row, i: row[i])(x, index)
+
+    target = take(rows.policy_K1[:, :-1])
+    rest = jnp.sum(rows.policy_K1, -1, keepdims=True) - jnp.sum(target, -1, keepdims=True)
+    policy_K1 = jnp.concatenate([target, jnp.maximum(rest, 0.0)], -1)
+    return dataclasses.replace(rows, policy_K1=policy_K1, **{name: take(getattr(rows, name)) for name in _PER_CANDIDATE})
+
+
+_PER_CANDIDATE = ("tokens_KL", "length_K", "written_K", "offset_K", "value_K", "value_weight_K")
+
+
+def score(model: LanguageModel, params, rows: Row) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probability [R, K] and value logit [R, K] of every candidate, and the value logit [R] of the node."""
+    num_rows, num_prompt = rows.prompt_P.shape
+    _, num_path, max_length = rows.path_DL.shape
+    num = rows.tokens_KL.shape[1]
+    tokens, positions, real, group = pack(rows)
+    earlier = jnp.arange(tokens.shape[1])[:, None] >= jnp.arange(tokens.shape[1])[None]
+    # Group 0 is the shared prefix, group k + 1 candidate k.
+    related = (group[:, None] == group[None]) | (group[None] == 0)
+    mask = real[:, None] & (earlier & related)[None]
+    hidden = model.trunk(params, tokens, positions, mask).hidden_BXE
+    start = num_prompt + num_path * max_length
+    # The last real prefix token lies on the path's last page if there is one, else at the prompt's end.
+    depth = jnp.sum(rows.path_length_D > 0, -1)
+    on_page = num_prompt + (depth - 1) * max_length + _last(rows.path_length_D, depth) - 1
+    last = jnp.where(depth > 0, on_page, rows.prompt_length - 1)
+    hidden_node = jnp.take_along_axis(hidden, last[:, None, None], 1)
+    hidden_steps = hidden[:, start:].reshape(num_rows, num, max_length, -1)
+    # Token l of a step is predicted from the position before it; the first one from the node itself.
+    before = jnp.concatenate(
+        [jnp.broadcast_to(hidden_node[:, None], (num_rows, num, 1, hidden.shape[-1])), hidden_steps[:, :, :-1]], 2
+    )
+    log_probs = jax.nn.log_softmax(model.logits(params, before))
+    token_log_prob = jnp.take_along_axis(log_probs, rows.tokens_KL[..., None], -1)[..., 0]
+    in_step = jnp.arange(max_length)[None, None] < rows.length_K[..., None]
+    log_prob = jnp.sum(jnp.where(in_step, token_log_prob, 0.0), -1)
+    end = jnp.maximum(rows.length_K - 1, 0)[..., None, None]
+    hidden_end = jnp.take_along_axis(hidden_steps, end, 2)[:, :, 0]
+    return log_prob, model.value_logit(params, hidden_end), model.value_logit(params, hidden_node[:, 0])
+
+
+def chain_loss(model: LanguageModel, params, chain: Chain, value_weight: float):
+    """Loss of whole demonstrated chains [R, ...]: next-token for their steps, value at the prompt's and steps' ends."""
+    tokens, is_step, is_end, real = compact(chain)
+    num_rows, size = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(size)[None], (num_rows, size))
+    hidden = model.trunk(params, tokens, positions, causal_mask(num_rows, size)).hidden_BXE
+    log_probs = jax.nn.log_softmax(model.logits(params, hidden[:, :-1]))
+    next_log_prob = jnp.take_along_axis(log_probs, tokens[:, 1:, None], -1)[..., 0]
+    policy = -losses.masked_mean(next_log_prob, is_step[:, 1:])
+    outcome = jnp.broadcast_to(chain.outcome[:, None], tokens.shape)
+    value = losses.masked_mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end & real)
+    return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
+
+
+def compact(chain: Chain):
+    """Chains as plain sequences [R, T]: tokens, and which are of a step, at which a value is read, and real."""
+    num_rows, num_prompt = chain.prompt_P.shape
+    _, _, max_length = chain.tokens_DL.shape
+    slot_P, slot_L = jnp.arange(num_prompt)[None], jnp.arange(max_length)[None, None]
+
+    def join(of_prompt, of_steps):
+        return jnp.concatenate([of_prompt, of_steps.reshape(num_rows, -1)], 1)
+
+    real = join(slot_P < chain.prompt_length[:, None], slot_L < chain.length_D[..., None])
+    is_step = join(jnp.zeros_like(chain.prompt_P, bool), slot_L < chain.length_D[..., None])
+    is_end = join(slot_P == chain.prompt_length[:, None] - 1, slot_L == chain.length_D[..., None] - 1)
+    order = jnp.argsort(~real, axis=1, stable=True)
+    pick = lambda x: jnp.take_along_axis(x, order, 1)
+    return pick(join(chain.prompt_P, chain.tokens_DL)), pick(is_step), pick(is_end), pick(real)
+
+
+def _last(length_RD, depth_R):
+    return jnp.take_along_axis(length_RD, jnp.maximum(depth_R - 1, 0)[:, None], 1)[:, 0]
+
+
+def pack(rows: Row):
+    """Tokens, positions and reality [R, T] of prefix and candidates side by side, and each position's group [T]."""
+    num_rows, num_prompt = rows.prompt_P.shape
+    _, num_path, max_length = rows.path_DL.shape
+    num = rows.tokens_KL.shape[1]
+    slot_P, slot_L = jnp.arange(num_prompt)[None], jnp.arange(max_length)[None, None]
+    before_D = rows.prompt_length[:, None] + jnp.cumsum(rows.path_length_D, -1) - rows.path_length_D
+    prefix_length = rows.prompt_length + jnp.sum(rows.path_length_D, -1)
+
+    def flat(x):
+        return x.reshape(num_rows, -1)
+
+    tokens = jnp.concatenate([rows.prompt_P, flat(rows.path_DL), flat(rows.tokens_KL)], 1)
+    positions = jnp.concatenate(
+        [
+            jnp.broadcast_to(slot_P, rows.prompt_P.shape),
+            flat(before_D[..., None] + slot_L),
+            flat(jnp.broadcast_to(prefix_length[:, None, None] + slot_L, rows.tokens_KL.shape)),
+        ],
+        1,
+    )
+    real = jnp.concatenate(
+        [
+            slot_P < rows.prompt_length[:, None],
+            flat(slot_L < rows.path_length_D[..., None]),
+            flat(slot_L < rows.length_K[..., None]),
+        ],
+        1,
+    )
+    group = jnp.concatenate(
+        [jnp.zeros(num_prompt + num_path * max_length, jnp.int32), jnp.repeat(jnp.arange(1, num + 1), max_length)]
+    )
+    return tokens, positions, real, group

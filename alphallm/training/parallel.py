@@ -1,0 +1,46 @@
+"""Device parallelism: the one file that knows of `pmap`.
+
+Functions are written for one device with the axis name "data". Here they are mapped over the local devices: what is
+replicated and what is sharded both carry a leading device axis.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from alphallm.training.learner import AXIS
+
+
+def pmap(function: Callable, donate: Sequence[int] = ()) -> Callable:
+    """The function on every local device; arguments and results have a leading device axis."""
+    return jax.pmap(function, axis_name=AXIS, donate_argnums=tuple(donate))
+
+
+def replicate(tree):
+    """A copy on every local device."""
+    count = jax.local_device_count()
+    return jax.tree.map(lambda x: _place(np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x)))), tree)
+
+
+def shard(tree):
+    """Splits the leading axis over the local devices. The caller has checked that it divides."""
+    count = jax.local_device_count()
+    return jax.tree.map(lambda x: _place(np.asarray(x).reshape(count, -1, *np.shape(x)[1:])), tree)
+
+
+def first(tree):
+    """The first device's copy of what is the same on all of them, as host arrays."""
+    # Not x[0]: indexing a sharded array gathers it first.
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def gather(tree):
+    """What `shard` split, whole again, as host arrays."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def _place(x):
+    # Placed where pmap wants it, so that donation works from the first call on (it ignores host arrays silently).
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+    return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))

@@ -1,0 +1,69 @@
+"""The replay: one lane of rows for each problem of an iteration's batch, in device memory.
+
+Every lane is a ring buffer, written by its problem and sampled from alone. A row's place then depends on its problem's
+place in the global batch, not on how many devices share it, so the learner sees the same rows on any number of devices.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from alphallm.training.targets import Row
+from alphallm.types import Problem, pytree
+
+
+@pytree
+class Replay:
+    """The rows of B lanes."""
+
+    rows: Row  # leaves [B, capacity, ...]
+    problem: Problem  # leaves [B, problems, ...]: what was searched lately, for reanalysis.
+    added: jax.Array  # int32 []: how often every lane was written to.
+
+
+def empty(row: Row, problem: Problem, capacity: int) -> Replay:
+    """A replay for rows [B, M, ...] of problems [B, ...], with room for `capacity` rows a lane, rounded down to M."""
+    num = row.valid.shape[1]
+    if capacity < num:
+        raise ValueError(f"replay_capacity is {capacity}: it must hold the {num} rows of at least one tree.")
+    slots = capacity // num
+    return Replay(
+        rows=jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots * num, *x.shape[2:]), x.dtype), row),
+        problem=jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), problem),
+        added=jnp.int32(0),
+    )
+
+
+def add(replay: Replay, row: Row, problem: Problem) -> Replay:
+    """Writes the rows [B, M, ...] of one searched batch over the oldest ones."""
+    num, slots = row.valid.shape[1], replay.problem.index.shape[1]
+    slot = replay.added % slots
+    return Replay(
+        rows=jax.tree.map(lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, slot * num, 1), replay.rows, row),
+        problem=jax.tree.map(
+            lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new[:, None], slot, 1), replay.problem, problem
+        ),
+        added=replay.added + 1,
+    )
+
+
+def sample(replay: Replay, key_B: jax.Array, num: int) -> Row:
+    """Draws `num` valid rows of each lane, with replacement: leaves [B * num, ...].
+
+    A lane without a valid row gives rows with `valid` False.
+    """
+
+    def draw(key, valid):
+        return jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(num,))
+
+    index = jax.vmap(draw)(key_B, replay.rows.valid)
+    rows = jax.tree.map(lambda x: jax.vmap(lambda lane, i: lane[i])(x, index), replay.rows)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def draw_problems(replay: Replay, key_B: jax.Array) -> Problem:
+    """One of each lane's stored problems [B, ...]; before the first `add`, an all-zero one."""
+    slots = replay.problem.index.shape[1]
+    stored = jnp.minimum(replay.added, slots)
+    index = jax.vmap(lambda k: jax.random.randint(k, (), 0, jnp.maximum(stored, 1)))(key_B)
+    return jax.tree.map(lambda x: jax.vmap(lambda lane, i: lane[i])(x, index), replay.problem)

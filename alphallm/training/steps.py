@@ -1,0 +1,108 @@
+"""The compiled functions of the loop: warm start, self-play and learning, each for one device under the axis "data".
+
+All randomness is `fold_in(fold_in(root key, what), iteration)` and then the lane: a problem's place in the global batch. So
+a resumed run draws what an unbroken one would have drawn, on any number of devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from alphallm.models import LanguageModel
+from alphallm.training import actor, learner, parallel, replay
+from alphallm.training.config import Config
+from alphallm.training.learner import AXIS, Chain, Learner
+from alphallm.training.replay import Replay
+from alphallm.types import Problem
+
+# What a key is for. Never reuse a number: old runs must stay repeatable.
+INIT, WARM_START, SELF_PLAY, LEARN, ORDER, EVALUATE = range(6)
+
+WARM_STEPS_PER_CALL = 20  # optimizer steps of the warm start in one compiled call.
+
+
+def key_for(config: Config, purpose: int, iteration: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), purpose), iteration)
+
+
+def lane_keys(key: jax.Array, lane_B: jax.Array) -> jax.Array:
+    return jax.vmap(lambda lane: jax.random.fold_in(key, lane))(lane_B)
+
+
+def total_steps(config: Config) -> int:
+    """Optimizer steps of a whole run."""
+    warm = 0 if config.warm_start.data == "none" else config.warm_start.num_steps
+    return warm + config.training.num_iterations * config.training.learner_steps
+
+
+def problem_order(config: Config, iteration: int, num_problems: int) -> np.ndarray:
+    """Indices of an iteration's problems: epoch after epoch, each shuffled anew, without gaps between epochs."""
+    batch = config.training.problems_per_iteration
+    places = np.arange(iteration * batch, (iteration + 1) * batch)
+    order = np.empty(batch, np.int64)
+    for epoch in np.unique(places // num_problems):
+        here = places // num_problems == epoch
+        shuffled = np.random.default_rng([config.seed, ORDER, int(epoch)]).permutation(num_problems)
+        order[here] = shuffled[places[here] % num_problems]
+    return order
+
+
+class Steps:
+    """The loop's three compiled functions; every argument and result has a leading device axis."""
+
+    def __init__(self, model: LanguageModel, task, config: Config):
+        self.model, self.task, self.config = model, task, config
+        self.warm_start = parallel.pmap(self._warm_start, donate=(0,))
+        self.self_play = parallel.pmap(self._self_play)
+        self.learn = parallel.pmap(self._learn, donate=(0, 1))
+
+    def _warm_start(self, state: Learner, source, lane_B, key):
+        """`WARM_STEPS_PER_CALL` optimizer steps on demonstrations.
+
+        `source` holds all training problems (random play) or all demonstrations (solutions), the same on each device.
+        """
+        config = self.config
+
+        def step(state, i):
+            keys = lane_keys(jax.random.fold_in(key, i), lane_B)
+            size = jax.tree.leaves(source)[0].shape[0]
+            index = jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
+            chosen = jax.tree.map(lambda x: x[index], source)
+            if not isinstance(source, Chain):
+                chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
+            loss = lambda p: learner.chain_loss(self.model, p, chosen, config.training.value_weight)
+            return learner.update(state, config.optimizer, total_steps(config), loss)
+
+        state, metrics = lax.scan(step, state, jnp.arange(WARM_STEPS_PER_CALL))
+        return state, jax.tree.map(lambda x: x[-1], metrics)
+
+    def _self_play(self, params, stored: Replay, problem: Problem, lane_B, key):
+        """Searches one problem a lane; some are taken from the replay again, with today's parameters."""
+        keys = lane_keys(key, lane_B)
+        fraction = self.config.training.reanalyse_fraction
+        if fraction > 0:
+            again = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2**23)))(keys) < fraction
+            again &= stored.added > 0
+            old = replay.draw_problems(stored, jax.vmap(lambda k: jax.random.fold_in(k, 2**23 + 1))(keys))
+            problem = jax.tree.map(
+                lambda new, o: jnp.where(again.reshape((-1,) + (1,) * (new.ndim - 1)), o, new), problem, old
+            )
+        rows, metrics = actor.self_play(self.model, self.task, self.config, params, problem, keys)
+        return rows, problem, lax.pmean(metrics, AXIS)
+
+    def _learn(self, state: Learner, stored: Replay, rows, problem: Problem, lane_B, key):
+        """Stores the rows, then takes the iteration's optimizer steps."""
+        config = self.config
+        stored = replay.add(stored, rows, problem)
+
+        def step(state, i):
+            keys = lane_keys(jax.random.fold_in(key, i), lane_B)
+            batch = replay.sample(stored, keys, config.training.rows_per_lane)
+            loss = lambda p: learner.row_loss(self.model, p, batch, config)
+            return learner.update(state, config.optimizer, total_steps(config), loss)
+
+        state, metrics = lax.scan(step, state, jnp.arange(config.training.learner_steps))
+        return state, stored, jax.tree.map(jnp.mean, metrics)

@@ -1,0 +1,170 @@
+"""What a searched tree teaches: rows of policy and value targets from every node that was searched well enough.
+
+The tree is planned once more from the leaves up: a node's value is its improved policy's expectation of the values below
+it, and at least the best verified reward below it. mctx's running means are left alone; they weight early, badly
+informed visits as much as late ones.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from alphallm.decode import LOG_ZERO
+from alphallm.losses import log_rest
+from alphallm.search import SearchConfig, Tree
+from alphallm.types import Problem, pytree
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """Which nodes become rows, and what their policy target is."""
+
+    nodes: Literal["all", "root"] = "all"
+    min_visits: int = 3  # of a node whose candidates are not all known exactly; its own expansion counts as one.
+    rows_per_tree: int = 16  # M
+    # "rest": candidates and everything not written; "candidates": K-way with sampling weights; "sampled": one-hot.
+    policy: Literal["rest", "candidates", "sampled"] = "rest"
+
+
+@pytree
+class Planned:
+    """Targets of every node of a batch of trees."""
+
+    value_BN: jax.Array  # float32 in [0, 1].
+    solved_BN: jax.Array  # float32: the best verified reward at or below the node.
+    improved_BNK: jax.Array  # float32: the improved policy over valid candidates (rows without any are all 0).
+    q_BNK: jax.Array  # float32: what it was improved by.
+    policy_BNK1: jax.Array  # float32: the policy target, the rest last.
+
+
+@pytree
+class Row:
+    """One node as training data; K + 1 value targets and one policy target. Stacked rows share their axes' order."""
+
+    prompt_P: jax.Array  # int32
+    prompt_length: jax.Array  # int32
+    path_DL: jax.Array  # int32: the D - 1 steps that may precede a step.
+    path_length_D: jax.Array  # int32: 0 past the node's depth.
+    tokens_KL: jax.Array  # int32
+    length_K: jax.Array  # int32
+    written_K: jax.Array  # bool
+    policy_K1: jax.Array  # float32
+    offset_K: jax.Array  # float32: log w - log pi of the actor.
+    policy_weight: jax.Array  # float32: 0 for nodes without a legal candidate.
+    value: jax.Array  # float32: the node's own value target.
+    value_weight: jax.Array  # float32
+    value_K: jax.Array  # float32: the candidates' value targets.
+    value_weight_K: jax.Array  # float32: 0 where nothing is known.
+    valid: jax.Array  # bool: False for padding rows.
+
+
+def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: jax.Array) -> Planned:
+    """Improved policies and values of every node, from the last node to the root (children come after parents)."""
+    batch, num_nodes, num_candidates = tree.q_BNK.shape
+    row = jnp.arange(batch)
+    zeros = jnp.zeros((batch, num_nodes))
+    one = jax.vmap(lambda *xs: _plan_node(*xs, search, targets))
+
+    def body(i, planned: Planned) -> Planned:
+        n = num_nodes - 1 - i
+        child_BK = jnp.maximum(tree.children_BNK[:, n], 0)
+        has_child = (tree.children_BNK[:, n] >= 0) & tree.expanded_BN[row[:, None], child_BK]
+        known = verified_B[:, None] & tree.done_BNK[:, n] & tree.valid_BNK[:, n]
+        reward = jnp.where(known, tree.reward_BNK[:, n], 0.0)
+        q_BK = jnp.where(has_child, planned.value_BN[row[:, None], child_BK], tree.child_value_BNK[:, n])
+        below = jnp.where(has_child, planned.solved_BN[row[:, None], child_BK], reward)
+        solved = jnp.max(jnp.where(tree.valid_BNK[:, n], below, 0.0), -1)
+        value, improved, policy = one(
+            q_BK, tree.valid_BNK[:, n], tree.written_BNK[:, n], tree.prior_logits_BNK[:, n], tree.log_prob_BNK[:, n],
+            tree.gumbel_BNK[:, n], tree.child_visits_BNK[:, n], tree.raw_value_BN[:, n],
+        )  # fmt: skip
+        return Planned(
+            value_BN=planned.value_BN.at[:, n].set(jnp.maximum(value, solved)),
+            solved_BN=planned.solved_BN.at[:, n].set(solved),
+            improved_BNK=planned.improved_BNK.at[:, n].set(improved),
+            q_BNK=planned.q_BNK.at[:, n].set(q_BK),
+            policy_BNK1=planned.policy_BNK1.at[:, n].set(policy),
+        )
+
+    shape = (batch, num_nodes, num_candidates)
+    empty = Planned(zeros, zeros, jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((*shape[:2], num_candidates + 1)))
+    return lax.fori_loop(0, num_nodes, body, empty)
+
+
+def _plan_node(q_K, valid_K, written_K, prior_logits_K, log_prob_K, gumbel_K, visits_K, raw_value, search, targets):
+    """Value, improved policy [K] and policy target [K + 1] of one node."""
+    scale = (search.visit_offset + jnp.max(visits_K)) * search.value_scale
+    any_valid = jnp.any(valid_K)
+    improved_K = jax.nn.softmax(jnp.where(valid_K, prior_logits_K + scale * q_K, LOG_ZERO)) * any_valid
+    value = jnp.sum(improved_K * q_K)
+    if targets.policy == "candidates":
+        return value, improved_K, jnp.append(improved_K, 0.0)
+    if targets.policy == "sampled":
+        # The largest perturbed logit is a sample of the improved policy (the Gumbel-max trick).
+        score_K = jnp.where(valid_K, gumbel_K + prior_logits_K + scale * q_K, -jnp.inf)
+        chosen_K = jnp.arange(q_K.shape[0]) == jnp.argmax(score_K)
+        return value, improved_K, jnp.append(chosen_K & any_valid, False).astype(jnp.float32)
+    # What was not written keeps its share of the policy at the node's mixed value (Danihelka et al. 2022, eq. 33).
+    prior_K = jnp.where(valid_K, jax.nn.softmax(prior_logits_K), 0.0)
+    mean_q = jnp.sum(prior_K * q_K) / jnp.maximum(jnp.sum(prior_K), 1e-9)
+    total = jnp.sum(visits_K)
+    rest_q = (raw_value + total * mean_q) / (total + 1)
+    logits_K = jnp.where(valid_K, log_prob_K + scale * q_K, LOG_ZERO)
+    logits_K1 = jnp.append(logits_K, log_rest(log_prob_K, written_K) + scale * rest_q)
+    return value, improved_K, jax.nn.softmax(logits_K1) * any_valid
+
+
+def rows(tree: Tree, planned: Planned, problem: Problem, config: TargetConfig, key_B: jax.Array) -> Row:
+    """At most M rows [B, M] of each tree: the root, and others drawn at random among the eligible nodes."""
+    everything_known = jnp.all(tree.done_BNK | ~tree.valid_BNK, -1)
+    eligible_BN = tree.expanded_BN & (everything_known | (tree.visits_BN >= config.min_visits))
+    root_N = jnp.arange(tree.expanded_BN.shape[1]) == 0
+    if config.nodes == "root":
+        eligible_BN &= root_N[None]
+    num_nodes = tree.expanded_BN.shape[1]
+    noise_BN = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2**21), (num_nodes,)))(key_B)
+    score_BN = jnp.where(eligible_BN, noise_BN + root_N[None], -1.0)
+    score_BM, node_BM = lax.top_k(score_BN, min(config.rows_per_tree, num_nodes))
+    make = jax.vmap(jax.vmap(_row, in_axes=(None, None, None, 0, 0)))
+    return make(tree, planned, problem, node_BM, score_BM >= 0)
+
+
+def _row(tree: Tree, planned: Planned, problem: Problem, n, valid) -> Row:
+    """Row of node n of one tree (the axis B of the arguments is vmapped away)."""
+    path, path_length = _path(tree, n)
+    valid_K, legal_K = tree.valid_BNK[n], tree.legal_BNK[n]
+    child_K = jnp.maximum(tree.children_BNK[n], 0)
+    searched_K = (tree.children_BNK[n] >= 0) & tree.expanded_BN[child_K] & valid_K
+    value_K = jnp.where(searched_K, planned.q_BNK[n], jnp.where(tree.done_BNK[n] & legal_K, tree.reward_BNK[n], 0.0))
+    known_K = tree.written_BNK[n] & (searched_K | tree.done_BNK[n] | ~legal_K)
+    any_valid = jnp.any(valid_K).astype(jnp.float32)
+    return Row(
+        prompt_P=problem.tokens_P,
+        prompt_length=problem.length,
+        path_DL=path,
+        path_length_D=path_length,
+        tokens_KL=tree.tokens_BNKL[n],
+        length_K=tree.length_BNK[n],
+        written_K=tree.written_BNK[n],
+        policy_K1=planned.policy_BNK1[n],
+        offset_K=jnp.where(tree.written_BNK[n] & valid_K, tree.prior_logits_BNK[n] - tree.log_prob_BNK[n], 0.0),
+        policy_weight=any_valid,
+        value=planned.value_BN[n],
+        # A dead end says that no candidate was legal, not that no step is.
+        value_weight=any_valid,
+        value_K=value_K,
+        value_weight_K=known_K.astype(jnp.float32),
+        valid=valid,
+    )
+
+
+def _path(tree: Tree, n):
+    """Tokens [D - 1, L] and lengths [D - 1] of the steps from the root to node n."""
+    real_D = jnp.arange(tree.path_BND.shape[-1]) < tree.depth_BN[n]
+    node_D = jnp.where(real_D, tree.path_BND[n], 0)
+    parent_D, action_D = jnp.maximum(tree.parent_BN[node_D], 0), jnp.maximum(tree.action_BN[node_D], 0)
+    tokens_DL = jnp.where(real_D[:, None], tree.tokens_BNKL[parent_D, action_D], 0)
+    return tokens_DL, jnp.where(real_D, tree.length_BNK[parent_D, action_D], 0)
