@@ -117,7 +117,7 @@ def test_overrides_of_one_dataclass_are_applied_together():
         ["search.max_considered", "search.num_simulations"],
         ["search.num_simulations", "search.max_considered"],
     ):
-        assert apply_overrides(small, {path: "16" for path in order}).search.max_considered == 16
+        assert apply_overrides(small, dict.fromkeys(order, "16")).search.max_considered == 16
     with pytest.raises(ConfigError, match="search: max_considered 16 exceeds num_simulations 4"):
         apply_overrides(small, {"search.max_considered": "16"})
 
@@ -168,7 +168,7 @@ def test_overrides_are_taken_out_of_the_command_line():
 def test_a_config_file_is_loaded(tmp_path):
     (tmp_path / "x.py").write_text("from alphallm.errors import UserError\ndef get_config(): return UserError")
     (tmp_path / "good.py").write_text(
-        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass C:\n  a: int = 1\ndef get_config(): return C(2)\n"
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass C:\n  a: int\ndef get_config(): return C(2)\n"
     )
     config = load_config(tmp_path / "good.py")
     assert apply_overrides(config, {"a": "3"}).a == 3

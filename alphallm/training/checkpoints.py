@@ -229,7 +229,7 @@ def _checksum(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> int:
     total = zlib.crc32(json.dumps(meta, sort_keys=True).encode())
     for name in sorted(arrays):
         total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(memoryview(np.asarray(arrays[name], order="C").reshape(-1).view(np.uint8)), total)
+        total = zlib.crc32(arrays[name].tobytes(), total)
     return total
 
 

@@ -19,6 +19,7 @@ PARAMS = {
 CONFIG, METRICS = {"model": {"width": 4}}, {"solve_rate": 0.5}
 
 
+@pytest.mark.smallest
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 0), ("bfloat16", 2**-8)])
 def test_weights_come_back(tmp_path, dtype, tolerance):
     export_weights(tmp_path / "e", PARAMS, CONFIG, METRICS, dtype)

@@ -48,6 +48,7 @@ def save_steps(folder, steps, keep=3):
             checkpoints.save(step, make_state(step), {"step": step})
 
 
+@pytest.mark.smallest
 def test_a_state_comes_back_equal(tmp_path):
     state, meta = make_state(), {"config": {"a": [1, 2.5, None, True]}, "position": 12}
     with Checkpoints(tmp_path / "c") as checkpoints:

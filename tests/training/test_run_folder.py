@@ -43,6 +43,7 @@ def event_steps(folder) -> list[tuple[int, bool]]:
     return steps
 
 
+@pytest.mark.smallest
 def test_metrics_are_rows_and_events(tmp_path):
     with RunLog(tmp_path / "run") as log:
         log.metrics(1, {"loss": np.float32(0.5), "count": 3, "rate": jnp.float32(0.25), "bad": float("nan")})

@@ -1,0 +1,16 @@
+"""What every test runs under. It is in the environment, before JAX is imported, so that subprocesses have it too."""
+
+import os
+import pathlib
+
+_REPOSITORY = pathlib.Path(__file__).parents[1]
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two devices, so that whatever is mapped over devices is tested with more than one.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+# Shapes must agree in rank: silent broadcasting has hidden more bugs than it has saved lines.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Compilation is most of the tests' time; the next run, or the next subprocess, has it from the disk.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_REPOSITORY / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
