@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from absl import app
+from absl import app, flags, logging
 
 from alphallm.errors import ConfigError, UserError
 
@@ -135,6 +135,8 @@ def run_main(main: Callable[[list[str], dict[str, str]], Any], takes_overrides: 
         _exit_with(error)
 
     def guarded(arguments: list[str]) -> Any:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells of every file that it writes.
         try:
             return main(arguments[1:], overrides)
         except UserError as error:

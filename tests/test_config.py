@@ -1,5 +1,6 @@
 """The config system: typed overrides, JSON round trip, and errors that say what to do."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -189,7 +190,7 @@ def test_a_config_file_is_loaded(tmp_path):
 
 MAIN = """
 import dataclasses, sys
-from absl import flags
+from absl import flags, logging
 from alphallm.config import apply_overrides, run_main
 from alphallm.errors import UserError
 flags.DEFINE_string("workdir", None, "where")
@@ -199,6 +200,7 @@ class C:
     steps: int = 1
 
 def main(arguments, overrides):
+    logging.info("noise")
     config = apply_overrides(C(), overrides)
     if config.steps == 7:
         raise UserError("seven\\nis not allowed.")
@@ -225,10 +227,22 @@ def test_a_command_ends_with_a_sentence_and_a_status(tmp_path, arguments, status
     command, environment = [sys.executable, script, *arguments], {**os.environ, "PYTHONPATH": REPOSITORY}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == status
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in ended.stderr and "noise" not in ended.stderr
     assert words in (ended.stderr if status else ended.stdout)
     if ended.stderr.startswith("error:"):
         assert ended.stderr.count("\n") == 1
+
+
+def test_every_field_of_a_config_is_read_somewhere():
+    trees = [ast.parse(path.read_text()) for path in sorted(pathlib.Path(REPOSITORY, "alphallm").rglob("*.py"))]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    configs = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name.endswith("Config")]
+    fields = {
+        (config.name, line.target.id) for config in configs for line in config.body if isinstance(line, ast.AnnAssign)
+    }
+    assert fields
+    assert sorted(f"{config}.{field}" for config, field in fields if field not in read) == []
 
 
 def test_config_errors_are_user_errors():
