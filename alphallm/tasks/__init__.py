@@ -2,6 +2,7 @@
 
 import difflib
 
+from alphallm.errors import UserError
 from alphallm.tasks.arithmetic import Arithmetic, ProblemError, TaskConfig
 
 __all__ = ["Arithmetic", "ProblemError", "TaskConfig", "make_task"]
@@ -10,10 +11,10 @@ _TASKS = {"game24": Arithmetic, "countdown": Arithmetic}
 
 
 def make_task(config: TaskConfig) -> Arithmetic:
-    """The task that `config.name` names; ValueError names the known ones."""
+    """The task that `config.name` names; UserError names the known ones."""
     if config.name not in _TASKS:
         nearest = difflib.get_close_matches(config.name, _TASKS, n=1, cutoff=0.0)[0]
-        raise ValueError(
+        raise UserError(
             f"Unknown task {config.name!r}: did you mean {nearest!r}? Known tasks are {', '.join(_TASKS)}."
         )
     return _TASKS[config.name](config)

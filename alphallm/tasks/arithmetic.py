@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alphallm.errors import UserError
 from alphallm.tasks import solver
 from alphallm.tasks import vocabulary as words
 from alphallm.types import Problem, Steps, Transition, pytree
@@ -40,7 +41,7 @@ class TaskConfig:
     manual_dir: str = ""  # the folder with 24.csv, for the datasets "tot" and "tsllm"; "" downloads it.
 
 
-class ProblemError(ValueError):
+class ProblemError(UserError):
     """A problem that this task cannot pose, in words for the user."""
 
 
@@ -329,9 +330,9 @@ def _assert_shape(name: str, array, shape: tuple[int, ...]):
 
 
 def _check_config(config: TaskConfig):
-    """ValueError where the fields do not describe a task."""
+    """UserError where the fields do not describe a task."""
     if config.name == "game24" and (config.num_numbers, config.max_number, config.max_target) != (4, 13, 24):
-        raise ValueError(
+        raise UserError(
             f"game24 has 4 numbers from 1 to 13 and the target 24, not {config.num_numbers}, {config.max_number} and "
             f"{config.max_target}: leave num_numbers, max_number and max_target out, or use name='countdown'."
         )
@@ -343,4 +344,4 @@ def _check_config(config: TaskConfig):
     }
     for field, (least, most) in limits.items():
         if not least <= getattr(config, field) <= most:
-            raise ValueError(f"task.{field}={getattr(config, field)} is out of range: give {least} to {most}.")
+            raise UserError(f"task.{field}={getattr(config, field)} is out of range: give {least} to {most}.")

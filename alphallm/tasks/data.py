@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from alphallm.errors import UserError
 from alphallm.tasks import splits
 from alphallm.tasks.arithmetic import Arithmetic, TaskConfig
 from alphallm.types import Problem
@@ -30,7 +31,7 @@ def load_problems(task: Arithmetic, texts: Sequence[str]) -> Problem:
     Texts are checked for form but, unlike in `task.problem`, not for having a solution.
     """
     if not texts:
-        raise ValueError("There are no problems to load: give at least one.")
+        raise UserError("There are no problems to load: give at least one.")
     problems = [task.build_problem(*task.parse(text), index) for index, text in enumerate(texts)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
 
@@ -38,12 +39,12 @@ def load_problems(task: Arithmetic, texts: Sequence[str]) -> Problem:
 def load_split(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
     """The texts of a split's problems in their fixed order, building the dataset into `data_dir` if it is not there.
 
-    `data_dir` is by default $TFDS_DATA_DIR or ~/tensorflow_datasets. Raises ValueError, in a sentence that says what to
+    `data_dir` is by default $TFDS_DATA_DIR or ~/tensorflow_datasets. Raises UserError, in a sentence that says what to
     do, for an unknown dataset or split, too few problems to fill every split, and a ranked csv that is missing or not
     what it should be.
     """
     if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}: give one of {', '.join(SPLITS)}.")
+        raise UserError(f"Unknown split {split!r}: give one of {', '.join(SPLITS)}.")
     _check_dataset(config)
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     with _quietly():
@@ -56,9 +57,9 @@ def load_split(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
 def _check_dataset(config: TaskConfig):
     known = {"game24": splits.GAME24_DATASETS, "countdown": ("default",)}
     if config.name not in known:
-        raise ValueError(f"Unknown task {config.name!r}: give one of {', '.join(known)}.")
+        raise UserError(f"Unknown task {config.name!r}: give one of {', '.join(known)}.")
     if config.dataset not in known[config.name]:
-        raise ValueError(
+        raise UserError(
             f"Unknown dataset {config.dataset!r} of {config.name}: give one of {', '.join(known[config.name])}."
         )
 
@@ -98,7 +99,7 @@ def _prepare(builder, config: TaskConfig, root: pathlib.Path):
         builder.download_and_prepare(download_config=download_config)
     except OSError as error:
         if not builder.is_prepared():
-            raise ValueError(f"{root} cannot hold the dataset ({error}): give another data_dir.") from error
+            raise UserError(f"{root} cannot hold the dataset ({error}): give another data_dir.") from error
 
 
 def _folder_of_csv(manual_dir: str, root: pathlib.Path) -> pathlib.Path:
@@ -106,7 +107,7 @@ def _folder_of_csv(manual_dir: str, root: pathlib.Path) -> pathlib.Path:
     if manual_dir:
         folder = pathlib.Path(manual_dir).expanduser()
         if not (folder / splits.CSV_NAME).is_file():
-            raise ValueError(f"{folder / splits.CSV_NAME} does not exist: {splits.CSV_HELP}.")
+            raise UserError(f"{folder / splits.CSV_NAME} does not exist: {splits.CSV_HELP}.")
         return folder
     folder = root / "downloads" / "game24"
     if not (folder / splits.CSV_NAME).is_file():
@@ -119,9 +120,9 @@ def _download_csv(path: pathlib.Path):
         with urllib.request.urlopen(_CSV_URL, timeout=30) as response:
             content = response.read()
     except OSError as error:
-        raise ValueError(f"{_CSV_URL} cannot be downloaded ({error}): {splits.CSV_HELP}.") from error
+        raise UserError(f"{_CSV_URL} cannot be downloaded ({error}): {splits.CSV_HELP}.") from error
     if hashlib.sha256(content).hexdigest() != _CSV_SHA256:
-        raise ValueError(f"{_CSV_URL} gave a file with an unexpected checksum: {splits.CSV_HELP}.")
+        raise UserError(f"{_CSV_URL} gave a file with an unexpected checksum: {splits.CSV_HELP}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(content)

@@ -11,6 +11,7 @@ import pathlib
 import random
 from fractions import Fraction
 
+from alphallm.errors import UserError
 from alphallm.tasks import solver
 
 GAME24_DATASETS = ("default", "tot", "tsllm")
@@ -44,18 +45,18 @@ def game24_ranked(dataset: str, csv_path: pathlib.Path) -> Splits:
 
 
 def _read_ranked(csv_path: pathlib.Path) -> list[str]:
-    """Sorted puzzles in the order of their rank; ValueError where the file is missing or is not that csv."""
+    """Sorted puzzles in the order of their rank; UserError where the file is missing or is not that csv."""
     if not csv_path.is_file():
-        raise ValueError(f"{csv_path} does not exist: {CSV_HELP}.")
+        raise UserError(f"{csv_path} does not exist: {CSV_HELP}.")
     try:
         with csv_path.open(newline="", encoding="utf-8") as file:
             rows = [(int(row["Rank"]), sorted(map(int, row["Puzzles"].split()))) for row in csv.DictReader(file)]
     except (KeyError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{csv_path} is not the ranked csv, whose columns start Rank,Puzzles: {CSV_HELP}.") from error
+        raise UserError(f"{csv_path} is not the ranked csv, whose columns start Rank,Puzzles: {CSV_HELP}.") from error
     texts = [" ".join(map(str, numbers)) for _, numbers in sorted(rows)]
     ranks = sorted(rank for rank, _ in rows)
     if ranks != list(range(1, _NUM_GAME24 + 1)) or len(set(texts)) != _NUM_GAME24:
-        raise ValueError(f"{csv_path} does not hold {_NUM_GAME24} puzzles of ranks 1 to {_NUM_GAME24}: {CSV_HELP}.")
+        raise UserError(f"{csv_path} does not hold {_NUM_GAME24} puzzles of ranks 1 to {_NUM_GAME24}: {CSV_HELP}.")
     return texts
 
 
@@ -77,7 +78,7 @@ def countdown(num_numbers: int, max_number: int, max_target: int) -> Splits:
     ordered = _shuffled(list(texts))
     tenth = len(ordered) // 10
     if tenth == 0:
-        raise ValueError(
+        raise UserError(
             f"countdown has only {len(ordered)} problems of {num_numbers} numbers up to {max_number} and targets up to "
             f"{max_target}, so a split would be empty: raise num_numbers, max_number or max_target."
         )
