@@ -27,12 +27,12 @@ def test_progress_in_a_file_is_a_line_now_and_then(monkeypatch):
     with Progress("iteration", total=10, done=4, console=Console(file=out, width=20)) as progress:
         for done in range(5, 11):
             now[0] += 12.0
-            progress.update(done, f"loss [{done}]")
+            progress.update(done, f"loss [red] {done}")
     lines = out.getvalue().splitlines()
     assert lines == [
-        "iteration 5/10 · 12.00 s each · 1:00 left · loss [5]",
-        "iteration 8/10 · 12.00 s each · 0:24 left · loss [8]",
-        "iteration 10/10 · 12.00 s each · 0:00 left · loss [10]",
+        "iteration 5/10 · 12.00 s each · 1:00 left · loss [red] 5",
+        "iteration 8/10 · 12.00 s each · 0:24 left · loss [red] 8",
+        "iteration 10/10 · 12.00 s each · 0:00 left · loss [red] 10",
     ]
 
 
@@ -40,10 +40,10 @@ def test_progress_on_a_terminal_is_one_line():
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True)
     with Progress("iteration", total=3, console=console) as progress:
-        progress.update(1, "loss [1]")
+        progress.update(1)
         console.print("a table")
-        progress.update(3)
-    assert "iteration 3/3" in out.getvalue() and "a table" in out.getvalue()
+        progress.update(3, "loss [red]")
+    assert "iteration 3/3" in out.getvalue() and "loss [red]" in out.getvalue() and "a table" in out.getvalue()
 
 
 def test_durations():

@@ -6,7 +6,6 @@ random keys are stored as their data. Saving runs in the background: `save` of 3
 core, while writing takes 0.3 s.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -191,7 +190,7 @@ class Checkpoints:
         return arrays, meta
 
     def _save_failed(self, error: Exception) -> UserError:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        full = "No space left" in str(error)  # an OSError's words, and TensorStore's
         reason = "the disk is full" if full else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         advice = "free some space" if full else "mend that"
         return UserError(

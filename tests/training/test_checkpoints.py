@@ -208,6 +208,7 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path):
         with Checkpoints(mounted / "c") as checkpoints:  # the half-written one must not stay in the way
             checkpoints.save(2, states[0], {"step": 2})
         assert Checkpoints(mounted / "c").restore(states[0])[1] == {"step": 2}
+        assert sorted(os.listdir(mounted / "c")) == ["1", "2", "ALPHALLM_CHECKPOINTS"]
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
 
