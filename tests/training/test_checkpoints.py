@@ -206,9 +206,9 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path):
         assert meta == {"step": 1}
         np.testing.assert_array_equal(found["w"], states[0]["w"])
         with Checkpoints(mounted / "c") as checkpoints:  # the half-written one must not stay in the way
-            checkpoints.save(2, states[0], {"step": 2})
-        assert Checkpoints(mounted / "c").restore(states[0])[1] == {"step": 2}
-        assert sorted(os.listdir(mounted / "c")) == ["1", "2", "ALPHALLM_CHECKPOINTS"]
+            checkpoints.save(3, states[0], {"step": 3})
+        assert Checkpoints(mounted / "c").restore(states[0])[1] == {"step": 3}
+        assert sorted(os.listdir(mounted / "c")) == ["1", "3", "ALPHALLM_CHECKPOINTS"]
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
 
