@@ -77,7 +77,7 @@ def interior_action_selection(config: SearchConfig):
     def select(key, tree, node_index, depth):
         """Keeps visit frequencies close to the improved policy (Danihelka et al. 2022, section 5), over what is open."""
         del key, depth
-        open_ = tree.embeddings.open_BK[node_index]
+        open_ = _selectable(tree, node_index)
         logits = tree.children_prior_logits[node_index] + scaled_q(tree, node_index, config)
         improved = jax.nn.softmax(jnp.where(open_, logits, LOG_ZERO))
         visits = jnp.where(open_, tree.children_visits[node_index], 0)
@@ -87,12 +87,21 @@ def interior_action_selection(config: SearchConfig):
     return select
 
 
+def _selectable(tree, node_index):
+    """Open candidates; where all are closed (sequential halving comes back all the same), every valid one.
+
+    Without the latter a node known exactly would be given the value of its first candidate, again and again.
+    """
+    open_ = tree.embeddings.open_BK[node_index]
+    return jnp.where(jnp.any(open_), open_, tree.embeddings.valid_BK[node_index])
+
+
 def _puct(tree, node_index, config: SearchConfig):
     """mctx's PUCT over open candidates, with ties broken by the problem's own key."""
     key = jax.random.fold_in(tree.extra_data.key, jnp.sum(tree.node_visits))
     key = jax.random.fold_in(key, node_index)
     # mctx masks at the root only, and reads the mask from the tree: show it this node's mask, as if at the root.
-    masked = tree.replace(root_invalid_actions=~tree.embeddings.open_BK[node_index])
+    masked = tree.replace(root_invalid_actions=~_selectable(tree, node_index))
     return mctx.muzero_action_selection(
         key,
         masked,
