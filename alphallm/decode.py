@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alphallm import noise
 from alphallm.losses import log1mexp
 from alphallm.models import LanguageModel
 from alphallm.types import KeyValues, Past, Problem, Steps, pytree
@@ -208,12 +209,12 @@ def gumbel_top_k(
 
     def select(t, log_probs_BJV, beams):
         width = log_probs_BJV.shape[1]
-        noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, t), (width, vocabulary)))(key_B)
+        gumbel_BJV = jax.vmap(lambda k: noise.gumbel(jax.random.fold_in(k, t), (width, vocabulary)))(key_B)
         parent_phi = root_B[:, None] if t is _FIRST else beams.score_BK
         total, ended = beams.log_prob_BK[:, :width], beams.ended_BK[:, :width]
         # The largest `keep` children of a beam hold all that can be among the largest of all beams: the map below is
         # increasing within a beam.
-        largest, token = _top_k(total[..., None] + log_probs_BJV + noise, keep)
+        largest, token = _top_k(total[..., None] + log_probs_BJV + gumbel_BJV, keep)
         phi = _condition_on_maximum(largest, parent_phi[..., None])
         only_itself = jnp.where((jnp.arange(keep) == 0)[None, None], parent_phi[..., None], -jnp.inf)
         phi = jnp.where(ended[..., None], only_itself, phi)
@@ -243,8 +244,10 @@ def gumbel_top_k(
 
 
 def _top_k(x, k: int):
-    # The barrier keeps XLA's CPU compiler from turning a top-k whose result is sliced into a full sort: 8 times slower.
-    return lax.optimization_barrier(lax.top_k(x, k))
+    # The barriers keep XLA's CPU compiler from turning a top-k whose result is sliced into a full sort: 8 times slower.
+    # (One barrier around both crashes its top-k pass under pmap, jaxlib 0.10.2.)
+    values, index = lax.top_k(x, k)
+    return lax.optimization_barrier(values), lax.optimization_barrier(index)
 
 
 def _condition_on_maximum(children, maximum):

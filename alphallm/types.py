@@ -17,6 +17,7 @@ Shapes in the comments are those of one problem; functions over a batch put `B` 
 """
 
 import dataclasses
+import typing
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +28,7 @@ _T = TypeVar("_T")
 TaskState = Any
 
 
+@typing.dataclass_transform(frozen_default=True)
 def pytree(cls: type[_T]) -> type[_T]:
     """Class decorator: a frozen dataclass that is a JAX pytree whose leaves are its fields."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))

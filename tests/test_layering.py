@@ -11,7 +11,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 # A module may import those of the rows above its own, and of its own package.
 LAYERS = [
     {"errors"},
-    {"types", "config", "display"},
+    {"types", "config", "display", "noise"},
     {"tasks", "models", "losses"},
     {"decode"},
     {"search"},

@@ -75,6 +75,9 @@ def _muon(config: OptimizerConfig, schedule) -> optax.GradientTransformation:
     dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     muon = optax.chain(
         optax.contrib.scale_by_muon(weight_dimension_numbers=lambda p: jax.tree.map(lambda _: dimensions, p)),
+        # An orthogonal update's entries are smaller the larger the matrix; this gives them the size of Adam's, so that
+        # one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training", equation 4).
+        optax.stateless(lambda u, _: jax.tree.map(lambda x: 0.2 * max(x.shape[1:]) ** 0.5 * x, u)),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(schedule),
     )

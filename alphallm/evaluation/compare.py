@@ -1,0 +1,163 @@
+"""Runs methods at budgets over problems and seeds, on the host side of the compiled functions in `methods`."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from alphallm.errors import UserError
+from alphallm.evaluation import intervals, methods, plans
+from alphallm.evaluation.methods import Result
+from alphallm.evaluation.plans import Method
+from alphallm.models import LanguageModel
+from alphallm.search import SearchConfig
+from alphallm.types import Problem
+
+BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contestant:
+    """What is compared: parameters with a name, and the search that they are used in."""
+
+    run: str
+    model: LanguageModel
+    task: object
+    params: object
+    search: SearchConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One line of the comparison: outcomes [S, B] over seeds and problems, and the mean spend on a problem."""
+
+    run: str
+    method: Method
+    budget: int | None  # None for greedy, which has no knob.
+    solved_SB: np.ndarray  # float32: the verifier's reward.
+    illegal_SB: np.ndarray  # float32: 1 where the answer breaks a rule or is not complete.
+    tokens_SB: np.ndarray
+    expansions_SB: np.ndarray
+    flops_SB: np.ndarray
+    seconds: float  # per problem, compilation left out.
+
+    @functools.cached_property
+    def rate(self) -> intervals.Interval:
+        return intervals.solve_rate(self.solved_SB)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(model: LanguageModel, task, method: Method, batch_size: int):
+    """A cell for the compiled function: `jit` would time its own compilation."""
+    del batch_size
+    return [jax.jit(functools.partial(methods.answer, model, task, method)), None]
+
+
+def solve_all(
+    model: LanguageModel, task, method: Method, params, problems: Problem, seed: int = 0, batch_size: int = BATCH_SIZE
+) -> tuple[Result, float]:
+    """Answers problems in batches of one fixed size: the results, and the seconds they took without compilation.
+
+    Everything is compiled once for each model, task, method and batch size, over all calls. The results do not depend on
+    the batch size.
+    """
+    number = len(problems.index)
+    if number == 0:
+        raise UserError("There are no problems to solve: give a split or a number of problems that is not empty.")
+    params = jax.device_put(params, jax.local_devices()[0])
+    cell = _compiled(model, task, method, batch_size)
+    results, seconds = [], 0.0
+    for start in range(0, number, batch_size):
+        # The last batch is filled up with its last problem.
+        index = np.minimum(np.arange(start, start + batch_size), number - 1)
+        batch = jax.tree.map(lambda x, index=index: np.asarray(x)[index], problems)
+        arguments = params, batch, np.int32(seed)
+        if cell[1] is None:
+            cell[1] = cell[0].lower(*arguments).compile()
+        began = time.perf_counter()
+        result = jax.block_until_ready(cell[1](*arguments))
+        seconds += time.perf_counter() - began
+        results.append(jax.tree.map(lambda x, start=start: np.asarray(x)[: number - start], result))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results), seconds
+
+
+def plan_all(
+    contestant: Contestant, names: Sequence[str], modes: Sequence[str], budgets: Sequence[int]
+) -> list[tuple[int | None, Method]]:
+    """The methods to run, each with the smallest budget that gives it; UserError where a budget can not be met."""
+    planned: dict[Method, int | None] = {}
+    for name in names:
+        for mode in modes:
+            for budget in sorted(budgets):
+                method = plans.plan(contestant.task, contestant.search, name, mode, budget)
+                if method is not None:
+                    planned.setdefault(method, None if name == "greedy" else budget)
+    return [(budget, method) for method, budget in planned.items()]
+
+
+def evaluate(
+    contestant: Contestant,
+    problems: Problem,
+    planned: Sequence[tuple[int | None, Method]],
+    seeds: int = 1,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Row]:
+    """Yields one row for each planned method as soon as it is known. Greedy needs one seed only."""
+    if seeds < 1:
+        raise UserError(f"seeds={seeds} is out of range: give 1 or more.")
+    for budget, method in planned:
+        runs = [
+            solve_all(contestant.model, contestant.task, method, contestant.params, problems, seed, batch_size)
+            for seed in range(1 if method.name == "greedy" else seeds)
+        ]
+        yield _row(contestant, budget, method, [result for result, _ in runs], [seconds for _, seconds in runs])
+
+
+def _row(contestant: Contestant, budget, method: Method, results: Sequence[Result], seconds: Sequence[float]) -> Row:
+    stacked: Result = jax.tree.map(lambda *parts: np.stack(parts), *results)
+    return Row(
+        run=contestant.run,
+        method=method,
+        budget=budget,
+        solved_SB=stacked.reward_B,
+        illegal_SB=1.0 - stacked.legal_B.astype(np.float32),
+        tokens_SB=stacked.tokens_generated_B,
+        expansions_SB=stacked.expansions_B,
+        flops_SB=stacked.positions_B.astype(np.float64) * contestant.model.flops_per_token(),
+        seconds=float(np.sum(seconds)) / stacked.reward_B.size,
+    )
+
+
+def evaluate_batch(
+    model: LanguageModel,
+    task,
+    params,
+    problems: Problem,
+    search: SearchConfig,
+    num_simulations: int,
+    *,
+    modes: Sequence[str] = ("verified",),
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> dict[str, float]:
+    """Quick solve rates while training: greedy, value-greedy with the search's K candidates, and search.
+
+    Returns {"greedy": 0.4, "greedy/illegal": 0.1, "value_greedy/verified": 0.6, "search/verified": 0.8, ...}. `params` is
+    one copy, without a device axis. Compiled by the first call; later calls with the same model, task and search run.
+    """
+    chosen = {"greedy": Method("greedy", "both", 0, SearchConfig())}
+    for mode in modes:
+        plans.check_names([mode], plans.MODES, "mode")
+        chosen[f"value_greedy/{mode}"] = Method("value_greedy", mode, search.num_candidates, SearchConfig())
+        chosen[f"search/{mode}"] = plans.with_simulations(search, "search", mode, num_simulations)
+    rates = {}
+    size = min(batch_size, len(problems.index))
+    for name, method in chosen.items():
+        result, _ = solve_all(model, task, method, params, problems, seed, size)
+        rates[name] = float(result.reward_B.mean())
+        if method.mode != "verified":
+            rates[f"{name}/illegal"] = float(1.0 - result.legal_B.mean())
+    return rates

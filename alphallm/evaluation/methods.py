@@ -1,0 +1,318 @@
+"""The methods: each answers a batch of problems in one compiled function and says what it spent.
+
+Two modes. `verified`: the task checks itself, so a method may read the reward of a finished answer and which steps are
+legal. `value_only`: it may read neither; the value head judges finished answers, and some answers are illegal. The
+task's `done`, which says only that an answer is complete, is read in both. Scoring is always the verifier's.
+
+    greedy          the likeliest token, one chain; nothing to choose, so it is the same in both modes.
+    value_greedy    the best of K candidate steps by their values, at each step: a tree search of one ply.
+    best_of_n       N sampled chains; the best by reward (verified) or by value, ties by value.
+    majority        N sampled chains; the commonest finished one, in verified mode among those without an illegal step.
+                    The likelier one of two that are equally common.
+    search          tree search and its best finished answer; greedy's answer where the tree holds none.
+    search_uniform  the same search knowing nothing: all legal steps, every token as likely as any other, value 1/2
+                    everywhere. It tells learning from enumeration. Verified mode only, since it can not judge.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from alphallm import decode
+from alphallm.evaluation import chains as chain_sampling
+from alphallm.evaluation.chains import Chains
+from alphallm.evaluation.plans import Method
+from alphallm.models import Hidden, LanguageModel
+from alphallm.search import SearchConfig, Tree, best_answer, search
+from alphallm.types import KeyValues, Problem, pytree
+
+MAX_ROWS = 1024  # chains sampled at once; more are sampled one chunk after another, so that memory stays bounded.
+
+
+@pytree
+class Result:
+    """An answer to each problem, its judgement, and what it took."""
+
+    found_B: jax.Array  # bool: the answer is complete, and legal as far as the method may see; else it is a mere attempt.
+    reward_B: jax.Array  # float32: the verifier's judgement, for scoring only.
+    legal_B: jax.Array  # bool: the answer is complete and every step of it legal; for scoring only.
+    value_B: jax.Array  # float32: what the method took the answer for, in [0, 1].
+    tokens_BDL: jax.Array  # int32, padded.
+    length_BD: jax.Array  # int32: tokens of each step, 0 past the last.
+    tokens_generated_B: jax.Array  # int32: tokens of all steps written, not only the answer's.
+    expansions_B: jax.Array  # int32: partial answers that the model continued.
+    positions_B: jax.Array  # int32: tokens run through the model: prompt, proposals, appended steps; padding left out.
+
+
+def answer(model: LanguageModel, task, method: Method, params, problem: Problem, seed: jax.Array) -> Result:
+    """Answers a batch of problems. Pure; everything but params, problem and seed is static.
+
+    A problem's randomness is its own, `fold_in(key(seed), index)`: its answer does not depend on batch or place.
+    """
+    key_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(problem.index)
+    if method.name == "search_uniform":
+        config = dataclasses.replace(method.search, proposer="listed")
+        result = _search(_Uninformed(model), task, config, True, params, problem, key_B)
+        return dataclasses.replace(result, positions_B=jnp.zeros_like(result.positions_B))  # It runs no model.
+    verified = method.mode == "verified"
+    arguments = (model, task, params, problem, key_B)
+    if method.name == "search":
+        return _search(model, task, method.search, verified, params, problem, key_B)
+    if method.name == "value_greedy":
+        return _value_greedy(*arguments, num=method.knob, verified=verified)
+    if method.name == "greedy":
+        return _pick_chain(task, problem, _sample(*arguments, num=1, temperature=0.0), _first)
+    choose = {"best_of_n": _best, "majority": _commonest}[method.name]
+    chains = _sample(*arguments, num=method.knob, temperature=1.0)
+    return _pick_chain(task, problem, chains, choose, verified)
+
+
+def judge(task, problem: Problem, tokens_BDL, length_BD) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the verifier says of one answer to each problem: reward, complete, and every step legal (complete or not)."""
+
+    def one(state, tokens_DL, length_D):
+        def step(carry, inputs):
+            state, reward, done, legal = carry
+            tokens_L, length = inputs
+            after = task.step(state, tokens_L, length)
+            written = length > 0
+            state = jax.tree.map(lambda new, old: jnp.where(written, new, old), after.state, state)
+            reward = jnp.maximum(reward, jnp.where(written, after.reward, 0.0))
+            return (state, reward, done | (written & after.done), legal & (after.legal | ~written)), None
+
+        start = (state, jnp.float32(0.0), jnp.bool_(False), jnp.bool_(True))
+        (_, reward, done, legal), _ = lax.scan(step, start, (tokens_DL, length_D))
+        return reward, done, legal
+
+    return jax.vmap(one)(problem.state, tokens_BDL, length_BD)
+
+
+def _score(task, problem: Problem, found_B, value_B, tokens_BDL, length_BD, spent) -> Result:
+    reward_B, done_B, legal_B = judge(task, problem, tokens_BDL, length_BD)
+    return Result(found_B, reward_B, done_B & legal_B, value_B, tokens_BDL, length_BD, *spent)
+
+
+# Sampled chains.
+
+
+def _sample(model, task, params, problem: Problem, key_B, *, num: int, temperature: float) -> Chains:
+    """`num` chains of each problem, sampled in chunks; chain j is the same however many there are."""
+    prefix = decode.prefill(model, params, problem)
+    batch = key_B.shape[0]
+    chunks = -(-num // max(1, MAX_ROWS // batch))
+    index_XJ = jnp.arange(-(-num // chunks) * chunks).reshape(chunks, -1)
+
+    def chunk(index_J):
+        key_BJ = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(index_J))(key_B)
+        active_BJ = jnp.broadcast_to((index_J < num)[None], key_BJ.shape)
+        return chain_sampling.sample(
+            model, task, params, problem, prefix, key_BJ, active_BJ, temperature=temperature
+        )
+
+    drawn = lax.map(chunk, index_XJ)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:])[:, :num], drawn)
+
+
+def _pick_chain(task, problem: Problem, chains: Chains, choose, verified: bool = False) -> Result:
+    """The result of answering with the chain that `choose(chains, allowed_BJ, reward_BJ)` points at."""
+    allowed_BJ, reward_BJ = chains.finished_BJ, jnp.zeros_like(chains.value_BJ)
+    if verified:
+        over_chains = jax.vmap(lambda tokens, length: judge(task, problem, tokens, length), in_axes=1, out_axes=1)
+        reward_BJ, _, legal_BJ = over_chains(chains.tokens_BJDL, chains.length_BJD)
+        allowed_BJ &= legal_BJ
+    row, chosen_B = jnp.arange(allowed_BJ.shape[0]), choose(chains, allowed_BJ, reward_BJ)
+    tokens_B = jnp.sum(chains.length_BJD, (1, 2))
+    spent = tokens_B, jnp.sum(chains.length_BJD > 0, (1, 2)), problem.length + tokens_B
+    value_BJ = reward_BJ if verified else chains.value_BJ
+    picked = (x[row, chosen_B] for x in (allowed_BJ, value_BJ, chains.tokens_BJDL, chains.length_BJD))
+    return _score(task, problem, *picked, spent)
+
+
+def _first(chains: Chains, allowed_BJ, reward_BJ):
+    return jnp.zeros(allowed_BJ.shape[0], jnp.int32)
+
+
+def _best(chains: Chains, allowed_BJ, reward_BJ):
+    # A reward counts more than any value; where no reward is shown, all are 0.
+    return jnp.argmax(jnp.where(allowed_BJ, 2 * reward_BJ + chains.value_BJ, -1.0), -1)
+
+
+def _commonest(chains: Chains, allowed_BJ, reward_BJ):
+    def one(inputs):
+        tokens_JQ, allowed_J, log_prob_J = inputs
+        equal_JJ = jnp.all(tokens_JQ[:, None] == tokens_JQ[None], -1) & allowed_J[None]
+        count_J = jnp.where(allowed_J, jnp.sum(equal_JJ, -1), 0)
+        return jnp.argmax(jnp.where(count_J == jnp.max(count_J), log_prob_J, -jnp.inf))
+
+    tokens_BJQ = chains.tokens_BJDL.reshape(*allowed_BJ.shape, -1)
+    # One problem after another: the table of pairs is quadratic in the number of chains.
+    return lax.map(one, (tokens_BJQ, allowed_BJ, chains.log_prob_BJ))
+
+
+# One-ply value-greedy.
+
+
+@pytree
+class _Walk:
+    """The state of a walk that takes one step at a time."""
+
+    prefix: decode.Prefix  # its cache has room for the steps to come.
+    state: object
+    running_B: jax.Array  # bool
+    found_B: jax.Array  # bool
+    value_B: jax.Array
+    tokens_BDL: jax.Array
+    length_BD: jax.Array
+    tokens_generated_B: jax.Array
+    expansions_B: jax.Array
+    positions_B: jax.Array
+
+
+def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, verified: bool) -> Result:
+    walk = _start(model, task, params, problem)
+    row, vocabulary = jnp.arange(key_B.shape[0]), task.vocabulary
+    over_candidates = jax.vmap(jax.vmap(task.step, in_axes=(None, 0, 0)))
+    first_slot = problem.tokens_P.shape[1]
+
+    def step(level, walk: _Walk) -> _Walk:
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, level))(key_B)
+        candidates = decode.gumbel_top_k(
+            model, params, walk.prefix, keys, num=num, max_length=task.max_step,
+            step_end_V=jnp.asarray(vocabulary.step_end_V), pad=vocabulary.pad,
+        )  # fmt: skip
+        verdict = over_candidates(walk.state, candidates.tokens_BKL, candidates.length_BK)
+        allowed_BK, value_BK = candidates.valid_BK, candidates.value_BK
+        if verified:
+            allowed_BK &= verdict.legal
+            value_BK = jnp.where(verdict.done, verdict.reward, value_BK)
+        chosen_B = jnp.argmax(jnp.where(allowed_BK, value_BK, -1.0), -1)
+        takes_B = walk.running_B & jnp.any(allowed_BK, -1)
+        tokens_BL = jnp.where(takes_B[:, None], candidates.tokens_BKL[row, chosen_B], vocabulary.pad)
+        length_B = jnp.where(takes_B, candidates.length_BK[row, chosen_B], 0)
+        done_B = takes_B & verdict.done[row, chosen_B]
+        goes_on_B = takes_B & ~done_B & (level + 1 < task.max_steps)
+        written_B = jnp.where(walk.running_B, jnp.sum(candidates.length_BK, -1), 0)
+        taken = jax.tree.map(lambda x: x[row, chosen_B], verdict.state)
+        state = jax.tree.map(
+            lambda new, old: jnp.where(takes_B.reshape(-1, *(1,) * (new.ndim - 1)), new, old), taken, walk.state
+        )
+        slot = first_slot + level * task.max_step
+        prefix = lax.cond(
+            jnp.any(goes_on_B),
+            lambda prefix: _append(model, params, prefix, slot, tokens_BL, length_B),
+            lambda prefix: prefix,
+            walk.prefix,
+        )
+        return _Walk(
+            prefix=prefix,
+            state=state,
+            running_B=goes_on_B,
+            found_B=walk.found_B | done_B,
+            value_B=jnp.where(takes_B, value_BK[row, chosen_B], walk.value_B),
+            tokens_BDL=walk.tokens_BDL.at[:, level].set(tokens_BL),
+            length_BD=walk.length_BD.at[:, level].set(length_B),
+            tokens_generated_B=walk.tokens_generated_B + written_B,
+            expansions_B=walk.expansions_B + walk.running_B,
+            positions_B=walk.positions_B + written_B + jnp.where(goes_on_B, length_B, 0),
+        )
+
+    walk = lax.fori_loop(0, task.max_steps, step, walk)
+    spent = walk.tokens_generated_B, walk.expansions_B, walk.positions_B
+    return _score(task, problem, walk.found_B, walk.value_B, walk.tokens_BDL, walk.length_BD, spent)
+
+
+def _start(model, task, params, problem: Problem) -> _Walk:
+    prefix = decode.prefill(model, params, problem)
+    room = (task.max_steps - 1) * task.max_step
+    past = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))), prefix.past)
+    prefix = dataclasses.replace(prefix, past=past, mask_BS=jnp.pad(prefix.mask_BS, ((0, 0), (0, room))))
+    batch = problem.length.shape[0]
+    none = jnp.zeros(batch, jnp.int32)
+    return _Walk(
+        prefix=prefix,
+        state=problem.state,
+        running_B=jnp.ones(batch, bool),
+        found_B=jnp.zeros(batch, bool),
+        value_B=jnp.zeros(batch),
+        tokens_BDL=jnp.full((batch, task.max_steps, task.max_step), task.vocabulary.pad, jnp.int32),
+        length_BD=jnp.zeros((batch, task.max_steps), jnp.int32),
+        tokens_generated_B=none,
+        expansions_B=none,
+        positions_B=problem.length,
+    )
+
+
+def _append(model, params, prefix: decode.Prefix, slot, tokens_BL, length_B) -> decode.Prefix:
+    """The prefix with one more step, whose keys and values are written into the cache from `slot` on."""
+    page, logits_BV, value_B = decode.append(
+        model, params, prefix.past, prefix.mask_BS, prefix.length_B, tokens_BL, length_B
+    )
+    real_BL = jnp.arange(tokens_BL.shape[1])[None] < length_B[:, None]
+    return decode.Prefix(
+        past=jax.tree.map(lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, slot, 3), prefix.past, page),
+        mask_BS=lax.dynamic_update_slice_in_dim(prefix.mask_BS, real_BL, slot, 1),
+        length_B=prefix.length_B + length_B,
+        logits_BV=logits_BV,
+        value_B=value_B,
+    )
+
+
+# Search.
+
+
+def _search(model, task, config: SearchConfig, verified: bool, params, problem: Problem, key_B) -> Result:
+    mode_B = jnp.full(key_B.shape, verified)
+    tree = search(model, task, config, params, problem, key_B, mode_B, mode_B)
+    found = best_answer(tree, task.max_steps, task.vocabulary.pad)
+    tokens_B, expansions_B, positions_B = spent_on_tree(tree)
+    searched = _score(
+        task, problem, found.found_B, found.value_B, found.tokens_BDL, found.length_BD,
+        (tokens_B, expansions_B, problem.length + positions_B),
+    )  # fmt: skip
+
+    def fall_back(searched: Result) -> Result:
+        chains = _sample(model, task, params, problem, key_B, num=1, temperature=0.0)
+        greedy = _pick_chain(task, problem, chains, _first)
+        both = jax.tree.map(
+            lambda a, b: jnp.where(searched.found_B.reshape(-1, *(1,) * (a.ndim - 1)), a, b), searched, greedy
+        )
+        add = lambda a, b: a + jnp.where(searched.found_B, 0, b)
+        return dataclasses.replace(
+            both,
+            tokens_generated_B=add(searched.tokens_generated_B, greedy.tokens_generated_B),
+            expansions_B=add(searched.expansions_B, greedy.expansions_B),
+            positions_B=add(searched.positions_B, greedy.positions_B),
+        )
+
+    return lax.cond(jnp.all(searched.found_B), lambda searched: searched, fall_back, searched)
+
+
+def spent_on_tree(tree: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens generated, nodes that the model continued, and positions run beyond the prompt, each [B]."""
+    row = jnp.arange(tree.parent_BN.shape[0])[:, None]
+    parent_BN, action_BN = jnp.maximum(tree.parent_BN, 0), jnp.maximum(tree.action_BN, 0)
+    appended_BN = tree.expanded_BN & (tree.parent_BN >= 0)
+    appended_B = jnp.sum(jnp.where(appended_BN, tree.length_BNK[row, parent_BN, action_BN], 0), -1)
+    tokens_B = tree.tokens_generated_B
+    return tokens_B, jnp.sum(tree.expanded_BN, -1), tokens_B + appended_B
+
+
+class _Uninformed(LanguageModel):
+    """A stand-in for a model that finds all tokens equally likely and every position worth 1/2; it costs nothing."""
+
+    def __init__(self, model: LanguageModel):
+        self.config, self.vocabulary_size = model.config, model.vocabulary_size
+
+    def trunk(self, params, tokens_BX, positions_BX, mask_BXX, past=()) -> Hidden:
+        config, (batch, size) = self.config, tokens_BX.shape
+        shape = (config.num_layers, batch, config.num_kv_heads, size, config.head_dim)
+        keys_values = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        return Hidden(jnp.zeros((batch, size, config.width), config.dtype), keys_values)
+
+    def logits(self, params, hidden_E) -> jax.Array:
+        return jnp.zeros((*hidden_E.shape[:-1], self.vocabulary_size))
+
+    def value_logit(self, params, hidden_E) -> jax.Array:
+        return jnp.zeros(hidden_E.shape[:-1])

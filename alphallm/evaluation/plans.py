@@ -1,0 +1,96 @@
+"""From a budget to a method's knob: a budget is the largest number of tokens generated for one problem."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from alphallm.errors import UserError
+from alphallm.search import SearchConfig
+
+METHODS = ("greedy", "value_greedy", "best_of_n", "majority", "search", "search_uniform")
+MODES = ("verified", "value_only")
+DEFAULT_BUDGETS = (300, 1000, 3000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method with its knob set: all that its compiled function depends on."""
+
+    name: str  # one of METHODS.
+    mode: str  # one of MODES; "both" for greedy, which has nothing to choose.
+    knob: int  # candidates of value_greedy, chains of best_of_n and majority, simulations of a search.
+    search: SearchConfig  # of a search: with the knob as its number of simulations.
+
+    @property
+    def knob_text(self) -> str:
+        """The knob in words."""
+        if self.name == "greedy":
+            return ""
+        if self.name == "value_greedy":
+            return f"K={self.knob}"
+        if self.name in ("best_of_n", "majority"):
+            return f"N={self.knob}"
+        listed = self.name == "search_uniform" or self.search.proposer == "listed"
+        return f"{self.knob} simulations x {'all legal' if listed else self.search.num_candidates}"
+
+
+def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Method | None:
+    """The method with the largest knob whose worst case stays within `budget`; None where it has no such mode.
+
+    A chain costs at most D*L tokens, an expansion K*L. A search keeps D*L in reserve for the greedy answer that it falls
+    back to. `search_uniform` writes nothing (it lists steps), so it gets the simulations of `search`.
+    """
+    check_names([name], METHODS, "method")
+    check_names([mode], MODES, "mode")
+    search = for_mode(search, mode)
+    if name == "search_uniform" and mode != "verified":
+        return None
+    smallest = smallest_budget(task, search, name)
+    if budget < smallest:
+        raise UserError(
+            f"{name} can not be run within {budget} generated tokens a problem: the smallest budget is {smallest}."
+        )
+    if name == "greedy":
+        return Method("greedy", "both", 0, SearchConfig())
+    if name in ("search", "search_uniform"):
+        return with_simulations(search, name, mode, (budget - _chain(task)) // _expansion(task, search) - 1)
+    return Method(name, mode, budget // _chain(task), SearchConfig())
+
+
+def with_simulations(search: SearchConfig, name: str, mode: str, simulations: int) -> Method:
+    """A search with a given number of simulations, whatever it costs; without noise at the root."""
+    config = dataclasses.replace(for_mode(search, mode), num_simulations=simulations, dirichlet_fraction=0.0)
+    return Method(name, mode, simulations, config)
+
+
+def smallest_budget(task, search: SearchConfig, name: str) -> int:
+    """The smallest budget of a method: one chain, or a root and one simulation."""
+    searches = name in ("search", "search_uniform")
+    return _chain(task) + 2 * _expansion(task, search) if searches else _chain(task)
+
+
+def possible_budgets(task, search: SearchConfig, names: Sequence[str]) -> tuple[int, ...]:
+    """The default budgets, without those that are too small for one of the methods."""
+    least = max(smallest_budget(task, search, name) for name in names)
+    return tuple(budget for budget in DEFAULT_BUDGETS if budget >= least) or (least,)
+
+
+def for_mode(search: SearchConfig, mode: str) -> SearchConfig:
+    """Listing all legal steps knows the rules, so in `value_only` mode the policy proposes instead."""
+    if mode == "value_only" and search.proposer == "listed":
+        return dataclasses.replace(search, proposer="gumbel_top_k")
+    return search
+
+
+def check_names(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"Unknown {what} {name!r}: give one or more of {', '.join(known)}.")
+
+
+def _chain(task) -> int:
+    return task.max_steps * task.max_step
+
+
+def _expansion(task, search: SearchConfig) -> int:
+    candidates = task.max_legal_steps if search.proposer == "listed" else search.num_candidates
+    return candidates * task.max_step
