@@ -49,11 +49,26 @@ class Row:
         return intervals.solve_rate(self.solved_SB)
 
 
+class _Program:
+    """One method's compiled function for one batch size. Compiled apart from its first call, which is timed."""
+
+    def __init__(self, model: LanguageModel, task, program: Method):
+        self._function = jax.jit(functools.partial(methods.answer, model, task, program))
+        self._compiled = None
+
+    def __call__(self, *arguments) -> tuple[Result, float]:
+        """The result on the host, and the seconds it took."""
+        if self._compiled is None:
+            self._compiled = self._function.lower(*arguments).compile()
+        began = time.perf_counter()
+        result = jax.block_until_ready(self._compiled(*arguments))
+        return jax.tree.map(np.asarray, result), time.perf_counter() - began
+
+
 @functools.lru_cache(maxsize=64)
-def _compiled(model: LanguageModel, task, method: Method, batch_size: int):
-    """A cell for the compiled function: `jit` would time its own compilation."""
-    del batch_size
-    return [jax.jit(functools.partial(methods.answer, model, task, method)), None]
+def _program(model: LanguageModel, task, program: Method, batch_size: int) -> _Program:
+    del batch_size  # Part of the key: a compiled function has one batch size.
+    return _Program(model, task, program)
 
 
 def solve_all(
@@ -68,19 +83,15 @@ def solve_all(
     if number == 0:
         raise UserError("There are no problems to solve: give a split or a number of problems that is not empty.")
     params = jax.device_put(params, jax.local_devices()[0])
-    cell = _compiled(model, task, method, batch_size)
+    program = _program(model, task, methods.program(method), batch_size)
     results, seconds = [], 0.0
     for start in range(0, number, batch_size):
         # The last batch is filled up with its last problem.
         index = np.minimum(np.arange(start, start + batch_size), number - 1)
         batch = jax.tree.map(lambda x, index=index: np.asarray(x)[index], problems)
-        arguments = params, batch, np.int32(seed)
-        if cell[1] is None:
-            cell[1] = cell[0].lower(*arguments).compile()
-        began = time.perf_counter()
-        result = jax.block_until_ready(cell[1](*arguments))
-        seconds += time.perf_counter() - began
-        results.append(jax.tree.map(lambda x, start=start: np.asarray(x)[: number - start], result))
+        result, took = program(params, batch, np.int32(seed), methods.switches(method))
+        results.append(jax.tree.map(lambda x, start=start: x[: number - start], result))
+        seconds += took
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results), seconds
 
 

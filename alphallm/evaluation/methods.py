@@ -18,6 +18,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from alphallm import decode
@@ -46,27 +47,49 @@ class Result:
     positions_B: jax.Array  # int32: tokens run through the model: prompt, proposals, appended steps; padding left out.
 
 
-def answer(model: LanguageModel, task, method: Method, params, problem: Problem, seed: jax.Array) -> Result:
-    """Answers a batch of problems. Pure; everything but params, problem and seed is static.
+@pytree
+class Switches:
+    """What of a method may change without compiling it anew."""
+
+    verified: jax.Array  # bool []: the mode.
+    majority: jax.Array  # bool []: of sampled chains, the commonest instead of the best.
+
+
+def switches(method: Method) -> Switches:
+    return Switches(np.bool_(method.mode == "verified"), np.bool_(method.name == "majority"))
+
+
+def program(method: Method) -> Method:
+    """What is compiled for a method: both modes share it, and so do best_of_n and majority."""
+    name = "best_of_n" if method.name == "majority" else method.name
+    return dataclasses.replace(method, name=name, mode="both")
+
+
+def answer(
+    model: LanguageModel, task, program: Method, params, problem: Problem, seed: jax.Array, switches: Switches
+) -> Result:
+    """Answers a batch of problems by `program(method)` with `switches(method)`; pure.
 
     A problem's randomness is its own, `fold_in(key(seed), index)`: its answer does not depend on batch or place.
     """
     key_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(problem.index)
-    if method.name == "search_uniform":
-        config = dataclasses.replace(method.search, proposer="listed")
-        result = _search(_Uninformed(model), task, config, True, params, problem, key_B)
+    arguments = (task, params, problem, key_B)
+    if program.name == "greedy":
+        return _pick_chain(task, problem, _sample(model, *arguments, num=1, temperature=0.0), _first, jnp.bool_(False))
+    if program.name == "value_greedy":
+        return _value_greedy(model, *arguments, num=program.knob, verified=switches.verified)
+    if program.name == "search":
+        return _search(model, *arguments, program.search, switches.verified)
+    if program.name == "search_uniform":
+        config = dataclasses.replace(program.search, proposer="listed")
+        result = _search(_Uninformed(model), *arguments, config, switches.verified)
         return dataclasses.replace(result, positions_B=jnp.zeros_like(result.positions_B))  # It runs no model.
-    verified = method.mode == "verified"
-    arguments = (model, task, params, problem, key_B)
-    if method.name == "search":
-        return _search(model, task, method.search, verified, params, problem, key_B)
-    if method.name == "value_greedy":
-        return _value_greedy(*arguments, num=method.knob, verified=verified)
-    if method.name == "greedy":
-        return _pick_chain(task, problem, _sample(*arguments, num=1, temperature=0.0), _first)
-    choose = {"best_of_n": _best, "majority": _commonest}[method.name]
-    chains = _sample(*arguments, num=method.knob, temperature=1.0)
-    return _pick_chain(task, problem, chains, choose, verified)
+
+    def choose(*arguments):
+        return lax.cond(switches.majority, _commonest, _best, *arguments)
+
+    chains = _sample(model, *arguments, num=program.knob, temperature=1.0)
+    return _pick_chain(task, problem, chains, choose, switches.verified)
 
 
 def judge(task, problem: Problem, tokens_BDL, length_BD) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -87,11 +110,6 @@ def judge(task, problem: Problem, tokens_BDL, length_BD) -> tuple[jax.Array, jax
         return reward, done, legal
 
     return jax.vmap(one)(problem.state, tokens_BDL, length_BD)
-
-
-def _score(task, problem: Problem, found_B, value_B, tokens_BDL, length_BD, spent) -> Result:
-    reward_B, done_B, legal_B = judge(task, problem, tokens_BDL, length_BD)
-    return Result(found_B, reward_B, done_B & legal_B, value_B, tokens_BDL, length_BD, *spent)
 
 
 # Sampled chains.
@@ -115,19 +133,27 @@ def _sample(model, task, params, problem: Problem, key_B, *, num: int, temperatu
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:])[:, :num], drawn)
 
 
-def _pick_chain(task, problem: Problem, chains: Chains, choose, verified: bool = False) -> Result:
-    """The result of answering with the chain that `choose(chains, allowed_BJ, reward_BJ)` points at."""
-    allowed_BJ, reward_BJ = chains.finished_BJ, jnp.zeros_like(chains.value_BJ)
-    if verified:
-        over_chains = jax.vmap(lambda tokens, length: judge(task, problem, tokens, length), in_axes=1, out_axes=1)
-        reward_BJ, _, legal_BJ = over_chains(chains.tokens_BJDL, chains.length_BJD)
-        allowed_BJ &= legal_BJ
-    row, chosen_B = jnp.arange(allowed_BJ.shape[0]), choose(chains, allowed_BJ, reward_BJ)
+def _pick_chain(task, problem: Problem, chains: Chains, choose, verified) -> Result:
+    """The result of answering with the chain that `choose(chains, allowed_BJ, seen_reward_BJ)` points at."""
+    over_chains = jax.vmap(lambda tokens, length: judge(task, problem, tokens, length), in_axes=1, out_axes=1)
+    reward_BJ, _, legal_BJ = over_chains(chains.tokens_BJDL, chains.length_BJD)
+    allowed_BJ = chains.finished_BJ & (legal_BJ | ~verified)
+    value_BJ = jnp.where(verified, reward_BJ, chains.value_BJ)
+    chosen_B = choose(chains, allowed_BJ, jnp.where(verified, reward_BJ, 0.0))
     tokens_B = jnp.sum(chains.length_BJD, (1, 2))
-    spent = tokens_B, jnp.sum(chains.length_BJD > 0, (1, 2)), problem.length + tokens_B
-    value_BJ = reward_BJ if verified else chains.value_BJ
-    picked = (x[row, chosen_B] for x in (allowed_BJ, value_BJ, chains.tokens_BJDL, chains.length_BJD))
-    return _score(task, problem, *picked, spent)
+    row = jnp.arange(allowed_BJ.shape[0])
+    pick = lambda x: x[row, chosen_B]
+    return Result(
+        found_B=pick(allowed_BJ),
+        reward_B=pick(reward_BJ),
+        legal_B=pick(chains.finished_BJ & legal_BJ),
+        value_B=pick(value_BJ),
+        tokens_BDL=pick(chains.tokens_BJDL),
+        length_BD=pick(chains.length_BJD),
+        tokens_generated_B=tokens_B,
+        expansions_B=jnp.sum(chains.length_BJD > 0, (1, 2)),
+        positions_B=problem.length + tokens_B,
+    )
 
 
 def _first(chains: Chains, allowed_BJ, reward_BJ):
@@ -162,6 +188,8 @@ class _Walk:
     state: object
     running_B: jax.Array  # bool
     found_B: jax.Array  # bool
+    reward_B: jax.Array
+    legal_B: jax.Array  # bool: so far.
     value_B: jax.Array
     tokens_BDL: jax.Array
     length_BD: jax.Array
@@ -170,7 +198,7 @@ class _Walk:
     positions_B: jax.Array
 
 
-def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, verified: bool) -> Result:
+def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, verified) -> Result:
     walk = _start(model, task, params, problem)
     row, vocabulary = jnp.arange(key_B.shape[0]), task.vocabulary
     over_candidates = jax.vmap(jax.vmap(task.step, in_axes=(None, 0, 0)))
@@ -183,10 +211,8 @@ def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, ver
             step_end_V=jnp.asarray(vocabulary.step_end_V), pad=vocabulary.pad,
         )  # fmt: skip
         verdict = over_candidates(walk.state, candidates.tokens_BKL, candidates.length_BK)
-        allowed_BK, value_BK = candidates.valid_BK, candidates.value_BK
-        if verified:
-            allowed_BK &= verdict.legal
-            value_BK = jnp.where(verdict.done, verdict.reward, value_BK)
+        allowed_BK = candidates.valid_BK & (verdict.legal | ~verified)
+        value_BK = jnp.where(verdict.done & verified, verdict.reward, candidates.value_BK)
         chosen_B = jnp.argmax(jnp.where(allowed_BK, value_BK, -1.0), -1)
         takes_B = walk.running_B & jnp.any(allowed_BK, -1)
         tokens_BL = jnp.where(takes_B[:, None], candidates.tokens_BKL[row, chosen_B], vocabulary.pad)
@@ -210,6 +236,8 @@ def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, ver
             state=state,
             running_B=goes_on_B,
             found_B=walk.found_B | done_B,
+            reward_B=jnp.maximum(walk.reward_B, jnp.where(takes_B, verdict.reward[row, chosen_B], 0.0)),
+            legal_B=walk.legal_B & (verdict.legal[row, chosen_B] | ~takes_B),
             value_B=jnp.where(takes_B, value_BK[row, chosen_B], walk.value_B),
             tokens_BDL=walk.tokens_BDL.at[:, level].set(tokens_BL),
             length_BD=walk.length_BD.at[:, level].set(length_B),
@@ -219,8 +247,17 @@ def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, ver
         )
 
     walk = lax.fori_loop(0, task.max_steps, step, walk)
-    spent = walk.tokens_generated_B, walk.expansions_B, walk.positions_B
-    return _score(task, problem, walk.found_B, walk.value_B, walk.tokens_BDL, walk.length_BD, spent)
+    return Result(
+        found_B=walk.found_B,
+        reward_B=walk.reward_B,
+        legal_B=walk.found_B & walk.legal_B,
+        value_B=walk.value_B,
+        tokens_BDL=walk.tokens_BDL,
+        length_BD=walk.length_BD,
+        tokens_generated_B=walk.tokens_generated_B,
+        expansions_B=walk.expansions_B,
+        positions_B=walk.positions_B,
+    )
 
 
 def _start(model, task, params, problem: Problem) -> _Walk:
@@ -235,6 +272,8 @@ def _start(model, task, params, problem: Problem) -> _Walk:
         state=problem.state,
         running_B=jnp.ones(batch, bool),
         found_B=jnp.zeros(batch, bool),
+        reward_B=jnp.zeros(batch),
+        legal_B=jnp.ones(batch, bool),
         value_B=jnp.zeros(batch),
         tokens_BDL=jnp.full((batch, task.max_steps, task.max_step), task.vocabulary.pad, jnp.int32),
         length_BD=jnp.zeros((batch, task.max_steps), jnp.int32),
@@ -262,19 +301,29 @@ def _append(model, params, prefix: decode.Prefix, slot, tokens_BL, length_B) -> 
 # Search.
 
 
-def _search(model, task, config: SearchConfig, verified: bool, params, problem: Problem, key_B) -> Result:
-    mode_B = jnp.full(key_B.shape, verified)
+def _search(model, task, params, problem: Problem, key_B, config: SearchConfig, verified) -> Result:
+    mode_B = jnp.broadcast_to(verified, key_B.shape)
     tree = search(model, task, config, params, problem, key_B, mode_B, mode_B)
-    found = best_answer(tree, task.max_steps, task.vocabulary.pad)
+    best = best_answer(tree, task.max_steps, task.vocabulary.pad)
     tokens_B, expansions_B, positions_B = spent_on_tree(tree)
-    searched = _score(
-        task, problem, found.found_B, found.value_B, found.tokens_BDL, found.length_BD,
-        (tokens_B, expansions_B, problem.length + positions_B),
-    )  # fmt: skip
+    reward_B, done_B, legal_B = judge(task, problem, best.tokens_BDL, best.length_BD)
+    searched = Result(
+        found_B=best.found_B,
+        reward_B=reward_B,
+        legal_B=done_B & legal_B,
+        value_B=best.value_B,
+        tokens_BDL=best.tokens_BDL,
+        length_BD=best.length_BD,
+        tokens_generated_B=tokens_B,
+        expansions_B=expansions_B,
+        positions_B=problem.length + positions_B,
+    )
+    if isinstance(model, _Uninformed):
+        return searched  # It has no greedy answer to fall back to.
 
     def fall_back(searched: Result) -> Result:
         chains = _sample(model, task, params, problem, key_B, num=1, temperature=0.0)
-        greedy = _pick_chain(task, problem, chains, _first)
+        greedy = _pick_chain(task, problem, chains, _first, jnp.bool_(False))
         both = jax.tree.map(
             lambda a, b: jnp.where(searched.found_B.reshape(-1, *(1,) * (a.ndim - 1)), a, b), searched, greedy
         )
