@@ -25,7 +25,8 @@ def binary_cross_entropy(logit, target) -> jax.Array:
 
     Its minimum over logits is the target's own entropy, so a perfect value head on soft targets does not read 0.
     """
-    return jnp.maximum(logit, 0.0) - logit * target + jnp.log1p(jnp.exp(-jnp.abs(logit)))
+    # Not maximum and abs: their gradient at a logit of 0, where a new value head starts, is not that of the loss.
+    return jax.nn.softplus(logit) - logit * target
 
 
 def log_rest(log_prob_K, written_K) -> jax.Array:
