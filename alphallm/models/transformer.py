@@ -165,7 +165,8 @@ class Transformer(nnx.Module):
     def logits(self, hidden_E: jax.Array) -> jax.Array:
         """The policy head: next-token logits, float32, for hidden states `[..., E]`."""
         table = self.embedding if self.config.tied_embeddings else self.unembedding
-        return (hidden_E @ table[...].astype(hidden_E.dtype).T).astype(jnp.float32)
+        # Sums of a bfloat16 product are kept in float32, not rounded and widened again.
+        return jnp.matmul(hidden_E, table[...].astype(hidden_E.dtype).T, preferred_element_type=jnp.float32)
 
     def value_logit(self, hidden_E: jax.Array) -> jax.Array:
         """The value head: the logit of the expected outcome in [0, 1], float32, for hidden states `[..., E]`."""
