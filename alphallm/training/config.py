@@ -37,6 +37,7 @@ class TrainingConfig:
     """The loop: self-play on a batch of problems, then learner steps on the replay."""
 
     num_iterations: int = 100
+    overfit: str = ""  # a problem's text: train and validate on it alone, to see whether learning works at all.
     problems_per_iteration: int = 64  # over all devices; also the number of the replay's lanes.
     learner_steps: int = 4  # per iteration.
     rows_per_lane: int = 2  # drawn of each lane for a learner step.
@@ -45,7 +46,6 @@ class TrainingConfig:
     unmasked_fraction: float = 0.25  # of problems searched without the legality mask.
     reanalyse_fraction: float = 0.0  # of problems taken from the replay instead of the training split.
     value_weight: float = 1.0  # of the value loss.
-    expert: Literal["search", "verified_paths"] = "search"  # what the policy imitates.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,11 @@ def replicate(tree):
     return jax.tree.map(lambda x: _place(np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x)))), tree)
 
 
+def replicate_key(key: jax.Array) -> jax.Array:
+    """A typed random key, the same on every local device."""
+    return jax.random.wrap_key_data(replicate(jax.random.key_data(key)))
+
+
 def shard(tree):
     """Splits the leading axis over the local devices. The caller has checked that it divides."""
     count = jax.local_device_count()

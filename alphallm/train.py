@@ -1,0 +1,49 @@
+"""Trains: `python -m alphallm.train --config=configs/game24_cpu.py --workdir=runs/x [--config.FIELD=VALUE ...]`.
+
+The same command again continues the run from its last complete checkpoint.
+"""
+
+import math
+import os
+
+from absl import flags
+
+from alphallm.config import apply_overrides, load_config, run_main
+from alphallm.errors import UserError
+
+_CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: config, metrics, samples and checkpoints.")
+_DEVICES = flags.DEFINE_integer(
+    "cpu_devices", 0, "On a CPU, as how many devices to use it; 0 is one a core. Accelerators are not touched."
+)
+
+
+def main(arguments: list[str], overrides: dict[str, str]):
+    if arguments:
+        raise UserError(f"{arguments[0]!r} is not an option: give --config=FILE, --workdir=FOLDER and --config.FIELD=VALUE.")
+    if not _CONFIG.value or not _WORKDIR.value:
+        raise UserError("Give --config=FILE and --workdir=FOLDER, for example --config=configs/debug.py --workdir=runs/debug.")
+    config = apply_overrides(load_config(_CONFIG.value), overrides)
+    use_cores_as_devices(_DEVICES.value or best_device_count(config, os.cpu_count() or 1))
+    # After the devices are chosen: JAX reads them once, when it is first used.
+    from alphallm.training.loop import train
+
+    train(config, _WORKDIR.value)
+
+
+def best_device_count(config, cores: int) -> int:
+    """The most devices, up to one a core, that the config's batches divide by."""
+    batches = math.gcd(config.training.problems_per_iteration, config.warm_start.batch_size)
+    return max(count for count in range(1, max(1, cores) + 1) if batches % count == 0)
+
+
+def use_cores_as_devices(count: int):
+    """Makes JAX see the CPU as `count` devices, unless XLA_FLAGS already says how many."""
+    name = "--xla_force_host_platform_device_count"
+    present = os.environ.get("XLA_FLAGS", "")
+    if name not in present:
+        os.environ["XLA_FLAGS"] = f"{present} {name}={count}".strip()
+
+
+if __name__ == "__main__":
+    run_main(main, takes_overrides=True)

@@ -1,0 +1,260 @@
+"""The training loop: warm start, then self-play and learning, with evaluation, samples and checkpoints on the way.
+
+A run is a sequence of ticks: first the calls of the warm start, then the iterations. Its state after a tick depends on
+the config and the tick alone, so a run that was killed and continued ends with the same bits as one that was not.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alphallm.config import from_dict, to_dict
+from alphallm.display import Progress, print_table
+from alphallm.errors import UserError
+from alphallm.models import LanguageModel
+from alphallm.models.export import export_weights, load_export
+from alphallm.tasks import data, make_task
+from alphallm.training import actor, learner, parallel, replay, run_folder
+from alphallm.training import steps as steps_lib
+from alphallm.training.checkpoints import Checkpoints
+from alphallm.training.config import Config
+from alphallm.training.demonstrations import demonstrations
+from alphallm.training.steps import WARM_STEPS_PER_CALL, Steps, key_for
+from alphallm.training.validation import Validation
+from alphallm.types import Problem, pytree
+
+# What may differ when a run is continued: its length and what it shows, not what it computes.
+FREE_FIELDS = ("training.num_iterations", "evaluation", "checkpoints")
+
+
+@pytree
+class State:
+    """Everything that a run carries from tick to tick, as it is on the devices."""
+
+    learner: learner.Learner
+    replay: replay.Replay
+
+
+class Trainer:
+    """One run: the compiled functions, the problems, and the state between ticks."""
+
+    def __init__(self, config: Config):
+        check(config)
+        self.config = config
+        self.task = make_task(config.task)
+        self.model = LanguageModel(config.model, self.task.vocabulary.size)
+        self.problems = data.load_problems(self.task, problem_texts(config, "train"))
+        self.steps = Steps(self.model, self.task, config)
+        self.warm_ticks = warm_ticks(config)
+        self.num_ticks = self.warm_ticks + config.training.num_iterations
+        self.lanes = parallel.shard(np.arange(config.training.problems_per_iteration))
+        self.warm_lanes = parallel.shard(np.arange(config.warm_start.batch_size))
+        self._source: Any = None
+
+    def initial_state(self) -> State:
+        config = self.config
+        params = self.model.init(key_for(config, steps_lib.INIT, 0))
+        if config.init_from:
+            params = initial_params(config.init_from, params)
+        batch = self._batch(0)
+        keys = jax.random.split(key_for(config, steps_lib.SELF_PLAY, 0), len(batch.index))
+        rows, _ = jax.eval_shape(
+            lambda p, q, k: actor.self_play(self.model, self.task, config, p, q, k), params, batch, keys
+        )
+        stored = replay.empty(rows, batch, config.training.replay_capacity)
+        return State(learner.init(config, params, steps_lib.total_steps(config)), stored)
+
+    def tick(self, state: State, tick: int) -> tuple[State, dict[str, float]]:
+        """The state after tick number `tick`, and its metrics. The state given is used up."""
+        if tick < self.warm_ticks:
+            return self._warm_start(state, tick)
+        return self._iterate(state, tick - self.warm_ticks)
+
+    def _warm_start(self, state: State, call: int):
+        if self._source is None:
+            imitation = self.config.warm_start.data == "solutions"
+            source = demonstrations(self.task, self.problems) if imitation else self.problems
+            self._source = parallel.replicate(source)
+        key = parallel.replicate_key(key_for(self.config, steps_lib.WARM_START, call))
+        trained, metrics = self.steps.warm_start(state.learner, self._source, self.warm_lanes, key)
+        return State(trained, state.replay), _floats(metrics)
+
+    def _iterate(self, state: State, iteration: int):
+        self._source = None
+        problem = parallel.shard(self._batch(iteration))
+        key = parallel.replicate_key(key_for(self.config, steps_lib.SELF_PLAY, iteration))
+        rows, problem, played = self.steps.self_play(state.learner.params, state.replay, problem, self.lanes, key)
+        key = parallel.replicate_key(key_for(self.config, steps_lib.LEARN, iteration))
+        trained, stored, learned = self.steps.learn(state.learner, state.replay, rows, problem, self.lanes, key)
+        return State(trained, stored), {**_floats(played), **_floats(learned)}
+
+    def _batch(self, iteration: int) -> Problem:
+        index = steps_lib.problem_order(self.config, iteration, len(self.problems.index))
+        return jax.tree.map(lambda x: x[index], self.problems)
+
+    def to_devices(self, state: State) -> State:
+        stored = replay.Replay(
+            rows=parallel.shard(state.replay.rows),
+            problem=parallel.shard(state.replay.problem),
+            added=parallel.replicate(state.replay.added),
+        )
+        return State(parallel.replicate(state.learner), stored)
+
+    def to_host(self, state: State) -> State:
+        stored = replay.Replay(
+            rows=parallel.gather(state.replay.rows),
+            problem=parallel.gather(state.replay.problem),
+            added=parallel.first(state.replay.added),
+        )
+        return State(parallel.first(state.learner), stored)
+
+
+def train(config: Config, workdir: str, console=None) -> dict[str, float]:
+    """Runs or continues the run in `workdir` to its end; returns the last evaluation.
+
+    Raises UserError where the folder holds a run of another config, or the loss is no longer a number.
+    """
+    run_folder.check_same_config(workdir, config, FREE_FIELDS)
+    trainer = Trainer(config)
+    run_folder.write_config(workdir, to_dict(config))
+    state, start = _restore(trainer, workdir)
+    texts = problem_texts(config, "validation")[: config.evaluation.num_problems]
+    validation = Validation(trainer.model, trainer.task, config, texts)
+    results: dict[str, float] = {}
+    with (
+        run_folder.RunLog(workdir) as log,
+        Checkpoints(os.path.join(workdir, "checkpoints"), config.checkpoints.keep) as checkpoints,
+        Progress("tick", total=trainer.num_ticks, done=start, console=console) as progress,
+    ):
+        log.cut_back(start)
+        for tick in range(start, trainer.num_ticks):
+            state, metrics = trainer.tick(state, tick)
+            done = tick + 1
+            _check_finite(metrics, done)
+            log.metrics(done, metrics)
+            progress.update(done, _summary(metrics))
+            iteration = done - trainer.warm_ticks
+            last = done == trainer.num_ticks
+            if iteration == 0:
+                _export(trainer, state, os.path.join(workdir, "warm_start"), {})
+            if iteration >= 0 and (iteration % config.evaluation.every == 0 or last):
+                results, samples = validation(parallel.first(state.learner.average))
+                _show(progress.console, log, done, iteration, results, samples)
+            if done % config.checkpoints.every == 0 or iteration == 0 or last:
+                checkpoints.save(done, trainer.to_host(state), {"tick": done, "iteration": iteration})
+    _export(trainer, state, os.path.join(workdir, "export"), results)
+    return results
+
+
+def _restore(trainer: Trainer, workdir: str) -> tuple[State, int]:
+    """The newest checkpoint's state on the devices, and its tick; or a fresh state and 0."""
+    fresh = trainer.initial_state()
+    checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), trainer.config.checkpoints.keep)
+    if checkpoints.latest() is None:
+        return trainer.to_devices(fresh), 0
+    state, meta = checkpoints.restore(fresh)
+    return trainer.to_devices(state), meta["tick"]
+
+
+def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
+    """Config and parameters of a run's folder (its newest checkpoint) or of an exported folder.
+
+    `which` is "average" or "latest"; an export holds the average only.
+    """
+    if os.path.exists(os.path.join(workdir, "weights.safetensors")):
+        params, config, _ = load_export(workdir)
+        return from_dict(Config, config), params
+    recorded = run_folder.read_config(workdir)
+    if recorded is None:
+        raise UserError(f"There is no run in {workdir!r}: give a run's folder or an exported one.")
+    config = from_dict(Config, recorded)
+    model = LanguageModel(config.model, make_task(config.task).vocabulary.size)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    field = {"average": "average", "latest": "params"}[which]
+    template = {"learner": {field: params}}
+    state, _ = Checkpoints(os.path.join(workdir, "checkpoints")).restore(template, partial=True)
+    return config, state["learner"][field]
+
+
+def initial_params(folder: str, template) -> Any:
+    """The weights of another run or export, checked against this run's model."""
+    _, params = load_params(folder)
+    wanted = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(template)}
+    given = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise UserError(
+                f"init_from={folder!r} has {given.get(name, 'nothing')} for {name}, and this config's model has "
+                f"{wanted.get(name, 'nothing')}: give the config the model that the weights were trained with."
+            )
+    return jax.tree.map(jnp.asarray, params)
+
+
+def problem_texts(config: Config, split: str) -> list[str]:
+    """The texts of a split's problems, or the one problem to overfit."""
+    if not config.training.overfit:
+        return data.load_split(config.task, split)
+    make_task(config.task).problem(config.training.overfit)  # Raises UserError if there is no such problem.
+    return [config.training.overfit]
+
+
+def warm_ticks(config: Config) -> int:
+    if config.warm_start.data == "none":
+        return 0
+    return -(-config.warm_start.num_steps // WARM_STEPS_PER_CALL)
+
+
+def check(config: Config):
+    """Raises UserError for what cannot run on this machine's devices or is contradictory."""
+    devices = jax.local_device_count()
+    for name, value in (
+        ("training.problems_per_iteration", config.training.problems_per_iteration),
+        ("warm_start.batch_size", config.warm_start.batch_size),
+    ):
+        if value <= 0 or value % devices:
+            raise UserError(f"{name} is {value}: it must be a positive multiple of the {devices} local devices.")
+    rows = min(config.targets.rows_per_tree, config.search.num_simulations + 1)
+    if config.training.replay_capacity < rows:
+        raise UserError(
+            f"training.replay_capacity is {config.training.replay_capacity}: a lane must hold the {rows} rows of a tree."
+        )
+    candidates = config.search.num_candidates
+    if config.targets.policy == "candidates" and config.training.candidates_per_row < candidates:
+        raise UserError(
+            f"targets.policy=candidates needs all {candidates} candidates of a row: set "
+            f"training.candidates_per_row to {candidates}."
+        )
+
+
+def _floats(metrics) -> dict[str, float]:
+    return {name: float(value) for name, value in parallel.first(metrics).items()}
+
+
+def _check_finite(metrics: dict[str, float], tick: int):
+    for name, value in metrics.items():
+        if not np.isfinite(value):
+            raise UserError(
+                f"{name} is {value} at tick {tick}: training stopped, and the checkpoints before it are kept. Lower "
+                f"optimizer.learning_rate or optimizer.max_gradient_norm and start a new run, from one of them by init_from."
+            )
+
+
+def _summary(metrics: dict[str, float]) -> str:
+    shown = {"search/solved": "solved", "policy/legal": "legal", "loss/policy": "policy loss", "loss/value": "value loss"}
+    return ", ".join(f"{label} {metrics[name]:.3f}" for name, label in shown.items() if name in metrics)
+
+
+def _show(console, log: run_folder.RunLog, tick: int, iteration: int, results: dict[str, float], samples):
+    """Prints and logs solve rates, and a few samples in words."""
+    log.metrics(tick, {f"validation/{name}": value for name, value in results.items()})
+    print_table("", [{"iteration": iteration, **results}], console)
+    for sample in samples:
+        log.sample(tick, sample.title, sample.text)
+        console.print(f"  {sample.title}: {sample.text}", markup=False)
+
+
+def _export(trainer: Trainer, state: State, folder: str, metrics: dict[str, float]):
+    export_weights(folder, parallel.first(state.learner.average), to_dict(trainer.config), metrics, dtype="bfloat16")

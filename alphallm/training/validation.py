@@ -1,0 +1,58 @@
+"""Solve rates on validation problems while training, and a few answers in words."""
+
+import dataclasses
+
+import numpy as np
+
+from alphallm.evaluation import compare, plans
+from alphallm.evaluation.plans import Method
+from alphallm.models import LanguageModel
+from alphallm.search import SearchConfig
+from alphallm.tasks import data
+from alphallm.training.config import Config
+
+_SAMPLES = 2  # of each kind: solved, and failed.
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    title: str
+    text: str
+
+
+class Validation:
+    """Evaluates parameters on the same problems, with the same random numbers, each time it is called."""
+
+    def __init__(self, model: LanguageModel, task, config: Config, texts: list[str]):
+        self.model, self.task, self.texts = model, task, texts
+        self.problems = data.load_problems(task, texts)
+        search, simulations = config.search, config.evaluation.num_simulations
+        self.methods = {
+            "greedy": Method("greedy", "both", 0, SearchConfig()),
+            "value greedy": Method("value_greedy", "verified", search.num_candidates, SearchConfig()),
+            "search": plans.with_simulations(search, "search", "verified", simulations),
+            "search, value only": plans.with_simulations(search, "search", "value_only", simulations),
+        }
+
+    def __call__(self, params) -> tuple[dict[str, float], list[Sample]]:
+        """Solve rates by method, and samples of the search's answers."""
+        results = {
+            name: compare.solve_all(self.model, self.task, method, params, self.problems)[0]
+            for name, method in self.methods.items()
+        }
+        rates = {name: float(np.mean(result.reward_B)) for name, result in results.items()}
+        return rates, self._samples(results["search"])
+
+    def _samples(self, result) -> list[Sample]:
+        solved = result.reward_B > 0
+        chosen = [*np.flatnonzero(solved)[:_SAMPLES], *np.flatnonzero(~solved)[:_SAMPLES]]
+        return [self._sample(result, int(i), bool(solved[i])) for i in chosen]
+
+    def _sample(self, result, i: int, solved: bool) -> Sample:
+        lines = [
+            self.task.vocabulary.decode(tokens[:length].tolist()).rstrip("\n")
+            for tokens, length in zip(result.tokens_BDL[i], result.length_BD[i], strict=True)
+            if length
+        ]
+        verdict = "solved" if solved else "failed"
+        return Sample(f"{self.texts[i]}: {verdict}", "; ".join(lines))

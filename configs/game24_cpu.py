@@ -1,0 +1,32 @@
+"""The Game of 24 from random weights and the rules alone, on two CPU cores.
+
+python -m alphallm.train --config=configs/game24_cpu.py --workdir=runs/game24_cpu
+"""
+
+from alphallm.models import ModelConfig
+from alphallm.search import SearchConfig
+from alphallm.tasks import TaskConfig
+from alphallm.training.config import (
+    CheckpointConfig,
+    Config,
+    EvaluationConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    WarmStartConfig,
+)
+from alphallm.training.targets import TargetConfig
+
+
+def get_config() -> Config:
+    return Config(
+        # Six tokens hold every step between numbers that are one token each; all puzzles can be solved by such steps.
+        task=TaskConfig(name="game24", dataset="default", max_step_tokens=6),
+        model=ModelConfig(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=256),
+        warm_start=WarmStartConfig(data="random_play", num_steps=500, batch_size=128),
+        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, ema_decay=0.98),
+        search=SearchConfig(num_simulations=32, num_candidates=16, value_scale=0.2),
+        targets=TargetConfig(nodes="all", rows_per_tree=16, policy="rest"),
+        training=TrainingConfig(num_iterations=150, problems_per_iteration=64, learner_steps=6, rows_per_lane=2),
+        evaluation=EvaluationConfig(every=25, num_problems=96, num_simulations=32),
+        checkpoints=CheckpointConfig(every=25, keep=2),
+    )
