@@ -1,8 +1,8 @@
 """Whole answers sampled token by token: what greedy decoding, best-of-N and majority voting are made of.
 
-All chains of a problem start from one prefilled prompt, and no token is run twice: a chain's token goes through the model
-once, which gives the next token's logits and, at the answer's end, the value head's reading of it. Axis letters beside
-those of `alphallm.types`: `J` chains of a problem, `R = B * J` rows, `Q = D * L` tokens of a chain, at most.
+All chains of a problem start from one prefilled prompt, and no token is run twice: a chain's token goes through the
+model once, which gives the next token's logits and, at the answer's end, the value head's reading of it. Axis letters
+beside those of `alphallm.types`: `J` chains of a problem, `R = B * J` rows, `Q = D * L` tokens of a chain, at most.
 """
 
 import dataclasses

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,8 +26,8 @@ class Contestant:
 
     run: str
     model: LanguageModel
-    task: object
-    params: object
+    task: Any
+    params: Any
     search: SearchConfig
 
 
@@ -54,7 +55,7 @@ class _Program:
 
     def __init__(self, model: LanguageModel, task, program: Method):
         self._function = jax.jit(functools.partial(methods.answer, model, task, program))
-        self._compiled = None
+        self._compiled: Callable[..., Result] | None = None
 
     def __call__(self, *arguments) -> tuple[Result, float]:
         """The result on the host, and the seconds it took."""
@@ -76,8 +77,8 @@ def solve_all(
 ) -> tuple[Result, float]:
     """Answers problems in batches of one fixed size: the results, and the seconds they took without compilation.
 
-    Everything is compiled once for each model, task, method and batch size, over all calls. The results do not depend on
-    the batch size.
+    Everything is compiled once for each model, task, method and batch size, over all calls. The results do not depend
+    on the batch size.
     """
     number = len(problems.index)
     if number == 0:
@@ -117,8 +118,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Row]:
     """Yields one row for each planned method as soon as it is known. Greedy needs one seed only."""
-    if seeds < 1:
-        raise UserError(f"seeds={seeds} is out of range: give 1 or more.")
+    batch_size = min(batch_size, len(problems.index))
     for budget, method in planned:
         runs = [
             solve_all(contestant.model, contestant.task, method, contestant.params, problems, seed, batch_size)
@@ -128,7 +128,7 @@ def evaluate(
 
 
 def _row(contestant: Contestant, budget, method: Method, results: Sequence[Result], seconds: Sequence[float]) -> Row:
-    stacked: Result = jax.tree.map(lambda *parts: np.stack(parts), *results)
+    stacked: Any = jax.tree.map(lambda *parts: np.stack(parts), *results)
     return Row(
         run=contestant.run,
         method=method,
@@ -140,35 +140,3 @@ def _row(contestant: Contestant, budget, method: Method, results: Sequence[Resul
         flops_SB=stacked.positions_B.astype(np.float64) * contestant.model.flops_per_token(),
         seconds=float(np.sum(seconds)) / stacked.reward_B.size,
     )
-
-
-def evaluate_batch(
-    model: LanguageModel,
-    task,
-    params,
-    problems: Problem,
-    search: SearchConfig,
-    num_simulations: int,
-    *,
-    modes: Sequence[str] = ("verified",),
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-) -> dict[str, float]:
-    """Quick solve rates while training: greedy, value-greedy with the search's K candidates, and search.
-
-    Returns {"greedy": 0.4, "greedy/illegal": 0.1, "value_greedy/verified": 0.6, "search/verified": 0.8, ...}. `params` is
-    one copy, without a device axis. Compiled by the first call; later calls with the same model, task and search run.
-    """
-    chosen = {"greedy": Method("greedy", "both", 0, SearchConfig())}
-    for mode in modes:
-        plans.check_names([mode], plans.MODES, "mode")
-        chosen[f"value_greedy/{mode}"] = Method("value_greedy", mode, search.num_candidates, SearchConfig())
-        chosen[f"search/{mode}"] = plans.with_simulations(search, "search", mode, num_simulations)
-    rates = {}
-    size = min(batch_size, len(problems.index))
-    for name, method in chosen.items():
-        result, _ = solve_all(model, task, method, params, problems, seed, size)
-        rates[name] = float(result.reward_B.mean())
-        if method.mode != "verified":
-            rates[f"{name}/illegal"] = float(1.0 - result.legal_B.mean())
-    return rates

@@ -36,7 +36,7 @@ MAX_ROWS = 1024  # chains sampled at once; more are sampled one chunk after anot
 class Result:
     """An answer to each problem, its judgement, and what it took."""
 
-    found_B: jax.Array  # bool: the answer is complete, and legal as far as the method may see; else it is a mere attempt.
+    found_B: jax.Array  # bool: the answer is complete, and legal as far as the method may see; else a mere attempt.
     reward_B: jax.Array  # float32: the verifier's judgement, for scoring only.
     legal_B: jax.Array  # bool: the answer is complete and every step of it legal; for scoring only.
     value_B: jax.Array  # float32: what the method took the answer for, in [0, 1].
@@ -93,7 +93,8 @@ def answer(
 
 
 def judge(task, problem: Problem, tokens_BDL, length_BD) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the verifier says of one answer to each problem: reward, complete, and every step legal (complete or not)."""
+    """What the verifier says of one answer to each problem: its reward, whether complete, and whether all steps are
+    legal (complete or not)."""
 
     def one(state, tokens_DL, length_D):
         def step(carry, inputs):
@@ -125,9 +126,7 @@ def _sample(model, task, params, problem: Problem, key_B, *, num: int, temperatu
     def chunk(index_J):
         key_BJ = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(index_J))(key_B)
         active_BJ = jnp.broadcast_to((index_J < num)[None], key_BJ.shape)
-        return chain_sampling.sample(
-            model, task, params, problem, prefix, key_BJ, active_BJ, temperature=temperature
-        )
+        return chain_sampling.sample(model, task, params, problem, prefix, key_BJ, active_BJ, temperature=temperature)
 
     drawn = lax.map(chunk, index_XJ)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:])[:, :num], drawn)

@@ -36,8 +36,8 @@ class Method:
 def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Method | None:
     """The method with the largest knob whose worst case stays within `budget`; None where it has no such mode.
 
-    A chain costs at most D*L tokens, an expansion K*L. A search keeps D*L in reserve for the greedy answer that it falls
-    back to. `search_uniform` writes nothing (it lists steps), so it gets the simulations of `search`.
+    A chain costs at most D*L tokens, an expansion K*L. A search keeps D*L in reserve for the greedy answer that it
+    falls back to. `search_uniform` writes nothing (it lists steps), so it gets the simulations of `search`.
     """
     check_names([name], METHODS, "method")
     check_names([mode], MODES, "mode")

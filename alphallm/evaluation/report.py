@@ -82,7 +82,7 @@ def write_json(path: str | os.PathLike, rows: Sequence[Row], about: Mapping[str,
             json.dump(content, file, indent=1)
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"The results can not be written to {os.fspath(path)!r} ({error}): give another output.") from error
+        raise UserError(f"{os.fspath(path)!r} can not be written ({error}): give another --output.") from error
 
 
 def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "") -> None:

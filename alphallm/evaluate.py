@@ -1,0 +1,148 @@
+"""Compares methods, budgets and runs: `python -m alphallm.evaluate --workdir=runs/a,runs/b --split=test`.
+
+A workdir is a run's folder or one of exported weights; a run keeps those of its warm start in `warm_start`. Prints a row
+as soon as it is known, then tables of all rows and of paired differences, and writes evaluation.json (after every row)
+and evaluation.png into the first workdir, or --output.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from alphallm.config import run_main, to_dict
+from alphallm.display import Progress, make_console, print_table
+from alphallm.errors import UserError
+from alphallm.evaluation import METHODS, MODES, Contestant, Row, compare, evaluate, plan_all, plans, report
+from alphallm.models import LanguageModel
+from alphallm.tasks import data, make_task
+
+PARAMS = ("average", "latest")
+
+
+def define_flags() -> None:
+    # Not while the module is imported: several mains have flags of the same name.
+    flags.DEFINE_list("workdir", [], "Folders of runs or of exported weights, separated by commas.")
+    flags.DEFINE_string("split", "test", "Which problems: train, validation or test.")
+    flags.DEFINE_list("methods", list(METHODS), f"Which methods, of {', '.join(METHODS)}.")
+    flags.DEFINE_list("budgets", [], "Generated tokens per problem, at most; by default 300, 1000 and 3000.")
+    flags.DEFINE_list("modes", list(MODES), f"What a method may see, of {', '.join(MODES)}.")
+    flags.DEFINE_integer("seeds", 1, "How often each problem is answered, with other random numbers.")
+    flags.DEFINE_integer("num_problems", 0, "How many problems of the split, drawn once for all; 0 takes all of them.")
+    flags.DEFINE_string("params", "average", f"Which of a run's parameters, of {', '.join(PARAMS)}.")
+    flags.DEFINE_integer("batch_size", compare.BATCH_SIZE, "Problems at once; fewer need less memory.")
+    flags.DEFINE_string("output", "", "The folder to write to; by default the first workdir.")
+
+
+def main(arguments: list[str], overrides: dict[str, str]) -> None:
+    options = flags.FLAGS
+    if arguments or overrides:
+        raise UserError(f"{[*arguments, *overrides][0]!r} is not an option; see --help for those that there are.")
+    check_options(options)
+    loaded = [load(workdir, options.params) for workdir in options.workdir]
+    names = run_names(options.workdir)
+    contestants = [contestant(name, *each) for name, each in zip(names, loaded, strict=True)]
+    problems = common_problems(contestants, [config for config, _ in loaded], options.split, options.num_problems)
+    budgets = [int(budget) for budget in options.budgets] or common_budgets(contestants, options.methods)
+    planned = [plan_all(one, options.methods, options.modes, budgets) for one in contestants]
+    about = {
+        "split": options.split, "num_problems": len(problems.index), "seeds": options.seeds, "params": options.params,
+        "workdirs": options.workdir, "configs": [to_dict(config) for config, _ in loaded],
+    }  # fmt: skip
+    output = options.output or options.workdir[0]
+    rows = run(contestants, planned, problems, options.seeds, options.batch_size, about, output)
+    show(rows, output, f"{options.split}, {len(problems.index)} problems, {options.seeds} seeds")
+
+
+def check_options(options: Any) -> None:
+    if not options.workdir:
+        raise UserError("Give --workdir=FOLDER, the folder of a run or of exported weights, or several with commas.")
+    if len(set(options.workdir)) < len(options.workdir):
+        raise UserError(f"--workdir={','.join(options.workdir)} names a folder twice: give each one once.")
+    plans.check_names(options.methods, METHODS, "method")
+    plans.check_names(options.modes, MODES, "mode")
+    plans.check_names([options.params], PARAMS, "choice of --params")
+    if not options.methods or not options.modes:
+        raise UserError("There is nothing to evaluate: give at least one of --methods and one of --modes.")
+    for budget in options.budgets:
+        if not budget.strip().isdecimal():
+            raise UserError(f"--budgets has {budget!r}: give whole numbers of tokens with commas, as in 300,1000.")
+    for name, least in (("seeds", 1), ("batch_size", 1), ("num_problems", 0)):
+        if options[name].value < least:
+            raise UserError(f"--{name}={options[name].value} is out of range: give {least} or more.")
+
+
+def load(workdir: str, which: str) -> tuple[Any, Any]:
+    """Config and parameters."""
+    from alphallm.training.loop import load_params  # takes seconds to import, which a wrong option need not wait for
+
+    return load_params(workdir, which)
+
+
+def contestant(name: str, config: Any, params: Any) -> Contestant:
+    task = make_task(config.task)
+    return Contestant(name, LanguageModel(config.model, task.vocabulary.size), task, params, config.search)
+
+
+def run_names(workdirs: Sequence[str]) -> list[str]:
+    """Short names for the table that still differ: the ends of the paths, as long as needed."""
+    parts = [os.path.abspath(workdir).strip(os.sep).split(os.sep) for workdir in workdirs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = [os.sep.join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def common_problems(contestants: Sequence[Contestant], configs: Sequence[Any], split: str, num_problems: int) -> Any:
+    """The split's problems, which must be the same for all runs; a problem's index is its place in the split."""
+    texts = data.load_split(configs[0].task, split)
+    for one, config in zip(contestants[1:], configs[1:], strict=True):
+        if config.task != configs[0].task and data.load_split(config.task, split) != texts:
+            raise UserError(
+                f"{contestants[0].run} and {one.run} have different {split} problems ({configs[0].task.dataset} and "
+                f"{config.task.dataset}), so that they can not be compared: evaluate them one by one."
+            )
+    if num_problems > len(texts):
+        raise UserError(f"--num_problems={num_problems}, but the split {split!r} has {len(texts)} problems.")
+    problems = data.load_problems(contestants[0].task, texts)
+    # Some splits are sorted by difficulty, so the first ones would not stand for all.
+    chosen = np.sort(np.random.default_rng(0).permutation(len(texts))[: num_problems or len(texts)])
+    return jax.tree.map(lambda x: x[chosen], problems)
+
+
+def common_budgets(contestants: Sequence[Contestant], methods: Sequence[str]) -> list[int]:
+    possible = [plans.possible_budgets(one.task, one.search, methods) for one in contestants]
+    return list(max(possible, key=min))
+
+
+def run(contestants, planned, problems, seeds: int, batch_size: int, about: dict[str, Any], output: str) -> list[Row]:
+    """All rows, each printed and saved as soon as it is known."""
+    rows: list[Row] = []
+    with Progress("row", total=sum(map(len, planned)), seconds_between_lines=0.0) as progress:
+        for one, methods in zip(contestants, planned, strict=True):
+            for row in evaluate(one, problems, methods, seeds, batch_size):
+                rows.append(row)
+                report.write_json(os.path.join(output, report.JSON), rows, about)
+                named = " ".join(filter(None, [row.run, row.method.name, row.method.mode, row.method.knob_text]))
+                progress.update(len(rows), f"{named}: solved {row.rate.estimate:.3f} {row.rate}")
+    return rows
+
+
+def show(rows: Sequence[Row], output: str, title: str) -> None:
+    console = make_console()
+    print_table(f"Solve rates: {title}", report.table_rows(rows), console)
+    differences = report.differences(rows)
+    if differences:
+        print_table("Paired differences of solve rates", differences, console)
+    report.plot(os.path.join(output, report.FIGURE), rows, title)
+    written = f"Written to {os.path.join(output, report.JSON)}, and {report.FIGURE} beside it."
+    console.print(written, soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_main(main)
