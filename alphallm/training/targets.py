@@ -25,8 +25,10 @@ class TargetConfig:
     nodes: Literal["all", "root"] = "all"
     min_visits: int = 3  # of a node whose candidates are not all known exactly; its own expansion counts as one.
     rows_per_tree: int = 16  # M
-    # "rest": candidates and everything not written; "candidates": K-way with sampling weights; "sampled": one-hot.
-    policy: Literal["rest", "candidates", "sampled"] = "rest"
+    # "rest": candidates and everything not written; "candidates": K-way with sampling weights; "sampled": one-hot;
+    # "verified_paths": what most systems do instead, imitation of steps that led to a verified solution (expert
+    # iteration), with the search's plain mean as value.
+    policy: Literal["rest", "candidates", "sampled", "verified_paths"] = "rest"
 
 
 @pytree
@@ -53,7 +55,7 @@ class Row:
     written_K: jax.Array  # bool
     policy_K1: jax.Array  # float32
     offset_K: jax.Array  # float32: log w - log pi of the actor.
-    policy_weight: jax.Array  # float32: 0 for nodes without a legal candidate.
+    policy_weight: jax.Array  # float32: 0 for nodes without a policy target.
     value: jax.Array  # float32: the node's own value target.
     value_weight: jax.Array  # float32
     value_K: jax.Array  # float32: the candidates' value targets.
@@ -78,11 +80,12 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
         below = jnp.where(has_child, planned.solved_BN[row[:, None], child_BK], reward)
         solved = jnp.max(jnp.where(tree.valid_BNK[:, n], below, 0.0), -1)
         value, improved, policy = one(
-            q_BK, tree.valid_BNK[:, n], tree.written_BNK[:, n], tree.prior_logits_BNK[:, n], tree.log_prob_BNK[:, n],
+            q_BK, below, tree.valid_BNK[:, n], tree.written_BNK[:, n], tree.prior_logits_BNK[:, n], tree.log_prob_BNK[:, n],
             tree.gumbel_BNK[:, n], tree.child_visits_BNK[:, n], tree.raw_value_BN[:, n],
         )  # fmt: skip
+        value = tree.value_BN[:, n] if targets.policy == "verified_paths" else jnp.maximum(value, solved)
         return Planned(
-            value_BN=planned.value_BN.at[:, n].set(jnp.maximum(value, solved)),
+            value_BN=planned.value_BN.at[:, n].set(value),
             solved_BN=planned.solved_BN.at[:, n].set(solved),
             improved_BNK=planned.improved_BNK.at[:, n].set(improved),
             q_BNK=planned.q_BNK.at[:, n].set(q_BK),
@@ -94,12 +97,17 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
     return lax.fori_loop(0, num_nodes, body, empty)
 
 
-def _plan_node(q_K, valid_K, written_K, prior_logits_K, log_prob_K, gumbel_K, visits_K, raw_value, search, targets):
+def _plan_node(
+    q_K, below_K, valid_K, written_K, prior_logits_K, log_prob_K, gumbel_K, visits_K, raw_value, search, targets
+):  # fmt: skip
     """Value, improved policy [K] and policy target [K + 1] of one node."""
     scale = (search.visit_offset + jnp.max(visits_K)) * search.value_scale
     any_valid = jnp.any(valid_K)
     improved_K = jax.nn.softmax(jnp.where(valid_K, prior_logits_K + scale * q_K, LOG_ZERO)) * any_valid
     value = jnp.sum(improved_K * q_K)
+    if targets.policy == "verified_paths":
+        led_K = (valid_K & (below_K > 0)).astype(jnp.float32)
+        return value, improved_K, jnp.append(led_K / jnp.maximum(jnp.sum(led_K), 1.0), 0.0)
     if targets.policy == "candidates":
         return value, improved_K, jnp.append(improved_K, 0.0)
     if targets.policy == "sampled":
@@ -118,18 +126,22 @@ def _plan_node(q_K, valid_K, written_K, prior_logits_K, log_prob_K, gumbel_K, vi
 
 
 def rows(tree: Tree, planned: Planned, problem: Problem, config: TargetConfig, key_B: jax.Array) -> Row:
-    """At most M rows [B, M] of each tree: the root, and others drawn at random among the eligible nodes."""
+    """At most M rows [B, M] of each tree: the root, and others drawn without replacement in proportion to their visits.
+
+    Most nodes of a tree are leaves; visits favour the few that the search thought about longest.
+    """
     everything_known = jnp.all(tree.done_BNK | ~tree.valid_BNK, -1)
     eligible_BN = tree.expanded_BN & (everything_known | (tree.visits_BN >= config.min_visits))
     root_N = jnp.arange(tree.expanded_BN.shape[1]) == 0
     if config.nodes == "root":
         eligible_BN &= root_N[None]
     num_nodes = tree.expanded_BN.shape[1]
-    noise_BN = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2**21), (num_nodes,)))(key_B)
-    score_BN = jnp.where(eligible_BN, noise_BN + root_N[None], -1.0)
+    gumbel_BN = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, 2**21), (num_nodes,)))(key_B)
+    drawn_BN = jnp.log(jnp.maximum(tree.visits_BN, 1).astype(jnp.float32)) + gumbel_BN
+    score_BN = jnp.where(eligible_BN, jnp.where(root_N[None], jnp.inf, drawn_BN), -jnp.inf)
     score_BM, node_BM = lax.top_k(score_BN, min(config.rows_per_tree, num_nodes))
     make = jax.vmap(jax.vmap(_row, in_axes=(None, None, None, 0, 0)))
-    return make(tree, planned, problem, node_BM, score_BM >= 0)
+    return make(tree, planned, problem, node_BM, score_BM > -jnp.inf)
 
 
 def _row(tree: Tree, planned: Planned, problem: Problem, n, valid) -> Row:
@@ -138,7 +150,9 @@ def _row(tree: Tree, planned: Planned, problem: Problem, n, valid) -> Row:
     valid_K, legal_K = tree.valid_BNK[n], tree.legal_BNK[n]
     child_K = jnp.maximum(tree.children_BNK[n], 0)
     searched_K = (tree.children_BNK[n] >= 0) & tree.expanded_BN[child_K] & valid_K
-    value_K = jnp.where(searched_K, planned.q_BNK[n], jnp.where(tree.done_BNK[n] & legal_K, tree.reward_BNK[n], 0.0))
+    # An illegal step is worth 0, whatever an unmasked search found below it.
+    known_value_K = jnp.where(tree.done_BNK[n], tree.reward_BNK[n], planned.q_BNK[n])
+    value_K = jnp.where(legal_K & (searched_K | tree.done_BNK[n]), known_value_K, 0.0)
     known_K = tree.written_BNK[n] & (searched_K | tree.done_BNK[n] | ~legal_K)
     any_valid = jnp.any(valid_K).astype(jnp.float32)
     return Row(
@@ -151,7 +165,7 @@ def _row(tree: Tree, planned: Planned, problem: Problem, n, valid) -> Row:
         written_K=tree.written_BNK[n],
         policy_K1=planned.policy_BNK1[n],
         offset_K=jnp.where(tree.written_BNK[n] & valid_K, tree.prior_logits_BNK[n] - tree.log_prob_BNK[n], 0.0),
-        policy_weight=any_valid,
+        policy_weight=jnp.any(planned.policy_BNK1[n] > 0).astype(jnp.float32),
         value=planned.value_BN[n],
         # A dead end says that no candidate was legal, not that no step is.
         value_weight=any_valid,
