@@ -112,7 +112,7 @@ def row_loss(model: LanguageModel, params, rows: Row, config: Config):
         policy_R = jax.vmap(losses.policy_loss_among_candidates)(
             log_prob_RK, rows.written_K, rows.offset_K, rows.policy_K1[:, :-1]
         )
-    elif config.targets.policy == "sampled":
+    elif config.targets.policy in ("sampled", "verified_paths"):
         policy_R = -jnp.sum(rows.policy_K1[:, :-1] * log_prob_RK, -1)
     else:
         policy_R = jax.vmap(losses.policy_loss_with_rest)(log_prob_RK, rows.written_K, rows.policy_K1)
