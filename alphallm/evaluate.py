@@ -1,8 +1,8 @@
 """Compares methods, budgets and runs: `python -m alphallm.evaluate --workdir=runs/a,runs/b --split=test`.
 
-A workdir is a run's folder or one of exported weights; a run keeps those of its warm start in `warm_start`. Prints a row
-as soon as it is known, then tables of all rows and of paired differences, and writes evaluation.json (after every row)
-and evaluation.png into the first workdir, or --output.
+A workdir is a run's folder or one of exported weights; a run keeps those of its warm start in `warm_start`. A row is
+printed and written to evaluation.json as soon as it is known; in the end come tables of all rows and of paired
+differences, and evaluation.png. Both files go into the first workdir, or --output.
 """
 
 import os
@@ -71,8 +71,8 @@ def check_options(options: Any) -> None:
         if not budget.strip().isdecimal():
             raise UserError(f"--budgets has {budget!r}: give whole numbers of tokens with commas, as in 300,1000.")
     for name, least in (("seeds", 1), ("batch_size", 1), ("num_problems", 0)):
-        if options[name].value < least:
-            raise UserError(f"--{name}={options[name].value} is out of range: give {least} or more.")
+        if getattr(options, name) < least:
+            raise UserError(f"--{name}={getattr(options, name)} is out of range: give {least} or more.")
 
 
 def load(workdir: str, which: str) -> tuple[Any, Any]:

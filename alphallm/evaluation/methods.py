@@ -18,7 +18,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from alphallm import decode
@@ -56,7 +55,7 @@ class Switches:
 
 
 def switches(method: Method) -> Switches:
-    return Switches(np.bool_(method.mode == "verified"), np.bool_(method.name == "majority"))
+    return Switches(jnp.asarray(method.mode == "verified"), jnp.asarray(method.name == "majority"))
 
 
 def program(method: Method) -> Method:
@@ -94,7 +93,7 @@ def answer(
 
 def judge(task, problem: Problem, tokens_BDL, length_BD) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the verifier says of one answer to each problem: its reward, whether complete, and whether all steps are
-    legal (complete or not)."""
+    legal (complete or not). Every step that is given must end in a step-end token."""
 
     def one(state, tokens_DL, length_D):
         def step(carry, inputs):
@@ -136,6 +135,7 @@ def _pick_chain(task, problem: Problem, chains: Chains, choose, verified) -> Res
     """The result of answering with the chain that `choose(chains, allowed_BJ, seen_reward_BJ)` points at."""
     over_chains = jax.vmap(lambda tokens, length: judge(task, problem, tokens, length), in_axes=1, out_axes=1)
     reward_BJ, _, legal_BJ = over_chains(chains.tokens_BJDL, chains.length_BJD)
+    reward_BJ = jnp.where(chains.finished_BJ, reward_BJ, 0.0)  # A broken-off step is none that a task may judge.
     allowed_BJ = chains.finished_BJ & (legal_BJ | ~verified)
     value_BJ = jnp.where(verified, reward_BJ, chains.value_BJ)
     chosen_B = choose(chains, allowed_BJ, jnp.where(verified, reward_BJ, 0.0))
@@ -357,7 +357,7 @@ class _Uninformed(LanguageModel):
         config, (batch, size) = self.config, tokens_BX.shape
         shape = (config.num_layers, batch, config.num_kv_heads, size, config.head_dim)
         keys_values = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-        return Hidden(jnp.zeros((batch, size, config.width), config.dtype), keys_values)
+        return Hidden(jnp.zeros((batch, size, 1), config.dtype), keys_values)
 
     def logits(self, params, hidden_E) -> jax.Array:
         return jnp.zeros((*hidden_E.shape[:-1], self.vocabulary_size))

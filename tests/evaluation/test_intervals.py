@@ -1,0 +1,71 @@
+"""Intervals against published values, and against simulated coverage."""
+
+import numpy as np
+import pytest
+
+from alphallm.evaluation import intervals
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), Statistics in Medicine 17, table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson(successes, trials, low, high):
+    interval = intervals.wilson(successes / trials, trials)
+    np.testing.assert_allclose((interval.low, interval.high), (low, high), atol=5e-5)
+
+
+def test_one_seed_is_wilson_and_agreeing_seeds_add_nothing():
+    solved = (np.arange(40) < 13).astype(np.float32)[None]
+    expected = intervals.wilson(13 / 40, 40)
+    one, same = intervals.solve_rate(solved), intervals.solve_rate(np.repeat(solved, 5, 0))
+    np.testing.assert_allclose((one.low, one.high), (expected.low, expected.high), atol=1e-3)
+    np.testing.assert_allclose((same.low, same.high), (one.low, one.high))
+
+
+def test_seeds_that_differ_freely_count_as_problems():
+    solved = np.random.default_rng(0).random((4, 2000)) < 0.3
+    interval, independent = intervals.solve_rate(solved), intervals.wilson(solved.mean(), solved.size)
+    np.testing.assert_allclose(interval.high - interval.low, independent.high - independent.low, rtol=0.05)
+
+
+def draws(rng, seeds, problems):
+    """Solve rates of problems that differ in difficulty: a method of 0.5 and one of 0.6 on average."""
+    difficulty = rng.beta(0.5, 0.5, problems)
+    better = np.minimum(1.0, difficulty + 0.1 * rng.random(problems))
+    return (rng.random((seeds, problems)) < better), (rng.random((seeds, problems)) < difficulty)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_intervals_cover(seeds):
+    rng = np.random.default_rng(1)
+    rate_hit = difference_hit = 0
+    truth = draws(rng, 1, 2_000_000)
+    rate, difference = truth[1].mean(), truth[0].mean() - truth[1].mean()
+    for _ in range(500):
+        better, worse = draws(rng, seeds, 60)
+        interval, paired = intervals.solve_rate(worse), intervals.paired_difference(better, worse)
+        rate_hit += interval.low <= rate <= interval.high
+        difference_hit += paired.low <= difference <= paired.high
+    assert 0.92 <= rate_hit / 500 <= 0.99
+    assert 0.92 <= difference_hit / 500 <= 0.995
+
+
+def test_paired_difference():
+    # Bonett and Price (2012): b = 9 solved by the first only, c = 2 by the second only, of 50.
+    first, second = np.zeros((1, 50)), np.zeros((1, 50))
+    first[0, :9], second[0, 9:11] = 1, 1
+    interval = intervals.paired_difference(first, second)
+    p12, p21 = 10 / 52, 3 / 52
+    half = intervals.Z95 * np.sqrt((p12 + p21 - (p12 - p21) ** 2) / 52)
+    np.testing.assert_allclose((interval.low, interval.high), (p12 - p21 - half, p12 - p21 + half))
+    assert interval.estimate == pytest.approx(7 / 50)
+    equal = intervals.paired_difference(first, first)
+    assert equal.low < 0 < equal.high
+    with pytest.raises(ValueError, match="50 and 10"):
+        intervals.paired_difference(first, second[:, :10])

@@ -1,0 +1,283 @@
+"""Methods against plain Python, on a task and a model that are tables (see tests/search/tabular.py)."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphallm import decode
+from alphallm.evaluation import MODES, Method, chains, compare, methods, plans
+from alphallm.models import LanguageModel, ModelConfig
+from alphallm.search import SearchConfig
+from tests.search import tabular
+
+SEEDS = list(range(12))
+MODEL = tabular.TabularModel()
+TASK = tabular.TabularTask(binary=True, done=0.1, illegal=0.3)
+PARAMS = MODEL.init(0)
+PROBLEMS = jax.device_get(TASK.problems(SEEDS))
+SEARCH = SearchConfig(num_simulations=3, num_candidates=4, max_considered=4)
+KNOBS = {"greedy": 0, "value_greedy": 4, "best_of_n": 6, "majority": 6, "search": 3, "search_uniform": 3}
+NONE = SearchConfig()
+
+
+def make(name, mode="verified", knob=None):
+    return Method(name, mode, knob or KNOBS[name], SEARCH if name.startswith("search") else NONE)
+
+
+def solved(method, problems=PROBLEMS, *, model=MODEL, seed=0, batch_size=12):
+    return compare.solve_all(model, TASK, method, PARAMS, problems, seed, batch_size)[0]
+
+
+@functools.cache
+def sampled(num, temperature=1.0):
+    """Chains of all problems, by their definition of keys, sampled all at once."""
+
+    def run(params, problem):
+        key = lambda i: jax.random.fold_in(jax.random.key(0), i)
+        key_BJ = jax.vmap(lambda i: jax.vmap(lambda j: jax.random.fold_in(key(i), j))(jnp.arange(num)))(problem.index)
+        prefix = decode.prefill(MODEL, params, problem)
+        active = jnp.ones(key_BJ.shape, bool)
+        return chains.sample(MODEL, TASK, params, problem, prefix, key_BJ, active, temperature=temperature)
+
+    return jax.device_get(jax.jit(run)(PARAMS, PROBLEMS))
+
+
+def judged(b, tokens_DL, length_D):
+    """Reward, complete, and all legal, step by step in Python; a step that was broken off makes the chain incomplete."""
+    state = jax.tree.map(lambda x: x[b], PROBLEMS.state)
+    best, complete, legal = 0.0, False, True
+    for tokens, length in zip(tokens_DL, length_D, strict=True):
+        if length and tokens[length - 1] != tabular.END:
+            return 0.0, False, legal
+        if length:
+            state, reward, complete, step_legal = TASK.plain_step(state, tokens, length)
+            best, legal = max(best, reward), legal and step_legal
+    return best, complete, legal
+
+
+def text(result, b):
+    return [tuple(t[:n].tolist()) for t, n in zip(result.tokens_BDL[b], result.length_BD[b], strict=True) if n]
+
+
+def test_greedy_is_the_argmax_of_the_full_forward_pass():
+    config = ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=16)
+    model = LanguageModel(config, TASK.vocabulary_size)
+    params = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(1)))
+    result = compare.solve_all(model, TASK, make("greedy"), params, PROBLEMS, batch_size=12)[0]
+
+    @jax.jit
+    def next_token(tokens, length):
+        positions = jnp.arange(tokens.shape[1])[None]
+        hidden = model.trunk(params, tokens, positions, decode.causal_mask(1, tokens.shape[1]))
+        return jnp.argmax(model.logits(params, hidden.hidden_BXE[:, length - 1])[0])
+
+    lengths = set()
+    for b in range(len(SEEDS)):
+        prompt = PROBLEMS.tokens_P[b, : PROBLEMS.length[b]].tolist()
+        written = [token for step in text(result, b) for token in step]
+        padded = np.zeros((1, 16), np.int32)
+        padded[0, : len(prompt) + len(written)] = prompt + written
+        expected = [int(next_token(padded, len(prompt) + i)) for i in range(len(written))]
+        assert written == expected
+        assert result.positions_B[b] == len(prompt) + len(written)
+        assert result.tokens_generated_B[b] == len(written)
+        lengths.add(len(written))
+    assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_best_of_n_is_the_best_of_its_chains(mode):
+    result, drawn = solved(make("best_of_n", mode)), sampled(6)
+    for b in range(len(SEEDS)):
+        verdicts = [judged(b, drawn.tokens_BJDL[b, j], drawn.length_BJD[b, j]) for j in range(6)]
+        assert [complete for _, complete, _ in verdicts] == drawn.finished_BJ[b].tolist()
+        right = [complete and legal and reward > 0 for reward, complete, legal in verdicts]
+        if mode == "verified":
+            assert (result.reward_B[b] > 0 and result.legal_B[b]) == any(right)
+        elif drawn.finished_BJ[b].any():
+            best = max(np.flatnonzero(drawn.finished_BJ[b]), key=lambda j: drawn.value_BJ[b, j])
+            np.testing.assert_array_equal(result.tokens_BDL[b], drawn.tokens_BJDL[b, best])
+            assert (result.reward_B[b], result.legal_B[b]) == (verdicts[best][0], verdicts[best][2])
+    solved_rate = (result.reward_B * result.legal_B).mean()
+    assert 0 < solved_rate < 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_majority_is_the_commonest_chain_then_the_likeliest(mode):
+    result, drawn = solved(make("majority", mode, 40)), sampled(40)
+    tied = 0
+    for b in range(len(SEEDS)):
+        votes, log_prob = {}, {}
+        for j in range(40):
+            _, _, legal = judged(b, drawn.tokens_BJDL[b, j], drawn.length_BJD[b, j])
+            if drawn.finished_BJ[b, j] and (legal or mode == "value_only"):
+                chain = drawn.tokens_BJDL[b, j].tobytes()
+                votes[chain] = votes.get(chain, 0) + 1
+                log_prob[chain] = drawn.log_prob_BJ[b, j]
+        assert result.found_B[b] == bool(votes)
+        if votes:
+            tied += sorted(votes.values())[-2:].count(max(votes.values())) > 1
+            assert result.tokens_BDL[b].tobytes() == max(votes, key=lambda chain: (votes[chain], log_prob[chain]))
+    assert tied
+
+
+def test_chains_do_not_depend_on_how_many_there_are_nor_on_chunks(monkeypatch):
+    drawn = sampled(6)
+    few = sampled(3)
+    np.testing.assert_array_equal(drawn.tokens_BJDL[:, :3], few.tokens_BJDL)
+    whole = solved(make("best_of_n"))
+    monkeypatch.setattr(methods, "MAX_ROWS", 12 * 4)  # 6 chains in two chunks
+    compare._program.cache_clear()
+    chunked = solved(make("best_of_n"))
+    monkeypatch.setattr(methods, "MAX_ROWS", 12 * 5)  # as many as are asked for: 5 in chunks of 3, one idle
+    assert solved(make("best_of_n", knob=5)).tokens_generated_B.sum() == sum(
+        sampled(6).length_BJD[:, :5].reshape(-1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, whole, chunked)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_value_greedy_takes_the_best_candidate_of_each_step(mode):
+    """The chain, and what it costs, by proposing from a plain prompt (prompt and steps so far) at each step."""
+    result = solved(make("value_greedy", mode))
+
+    @jax.jit
+    def propose(tokens_P, length, index, level):
+        problem = dataclasses.replace(
+            jax.tree.map(lambda x: jnp.asarray(x)[:1], PROBLEMS), tokens_P=tokens_P[None], length=length[None]
+        )
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), index), level)
+        return decode.gumbel_top_k(
+            MODEL, PARAMS, decode.prefill(MODEL, PARAMS, problem), key[None], num=4, max_length=TASK.max_step,
+            step_end_V=jnp.asarray(TASK.vocabulary.step_end_V), pad=0,
+        )  # fmt: skip
+
+    stopped = 0
+    for b in range(len(SEEDS)):
+        state, done, chain, tokens, appended = jax.tree.map(lambda x, b=b: x[b], PROBLEMS.state), False, [], 0, 0
+        prompt = PROBLEMS.tokens_P[b, : PROBLEMS.length[b]].tolist()
+        while not done and len(chain) < TASK.max_steps:
+            so_far = prompt + [token for step in chain for token in step]
+            padded = np.zeros(16, np.int32)
+            padded[: len(so_far)] = so_far
+            proposed = jax.device_get(propose(padded, np.int32(len(so_far)), np.int32(SEEDS[b]), len(chain)))
+            tokens, appended = tokens + proposed.length_BK.sum(), appended + (len(chain) > 0) * len((chain or [()])[-1])
+            best = None
+            for k in range(4):
+                after, reward, ends, legal = TASK.plain_step(state, proposed.tokens_BKL[0, k], proposed.length_BK[0, k])
+                if not proposed.valid_BK[0, k] or (mode == "verified" and not legal):
+                    continue
+                value = reward if ends and mode == "verified" else proposed.value_BK[0, k]
+                if best is None or value > best[0]:
+                    best = (value, k, after, ends)
+            if best is None:
+                stopped += 1
+                break
+            _, k, state, done = best
+            chain.append(tuple(proposed.tokens_BKL[0, k, : proposed.length_BK[0, k]].tolist()))
+        assert text(result, b) == chain
+        assert result.found_B[b] == done
+        assert result.tokens_generated_B[b] == tokens
+        assert result.positions_B[b] == len(prompt) + tokens + appended
+    assert mode == "value_only" or 0 < stopped < len(SEEDS)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_search_counts_what_it_ran(mode):
+    """Positions against the model's own count of its calls, for one problem at a time."""
+    model = tabular.TabularModel(count=True)
+    calls = []
+    model._called = lambda: None
+    trunk = model.trunk
+
+    def counted(params, tokens_BX, positions_BX, mask_BXX, past=()):
+        jax.debug.callback(lambda size=tokens_BX.shape[1]: calls.append(size))
+        return trunk(params, tokens_BX, positions_BX, mask_BXX, past)
+
+    model.trunk = counted
+    fell_back = 0
+    for seed in SEEDS:
+        problem = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], PROBLEMS)
+        # 5 candidates, so that proposals (5), appended steps (2), prompts (4) and greedy decoding (1) differ in size.
+        method = Method("search", mode, 3, dataclasses.replace(SEARCH, num_candidates=5))
+        calls.clear()
+        result = solved(method, problem, model=model, batch_size=1)
+        jax.effects_barrier()
+        greedy = calls.count(1)
+        proposals = calls.count(5)
+        fell_back += greedy > 0
+        steps = int(np.sum(result.length_BD > 0)) if greedy else 0
+        assert result.expansions_B[0] == 1 + calls.count(2) + steps
+        # A proposal of K steps takes as many turns as its longest step, and writes at most K tokens a turn.
+        assert proposals <= result.tokens_generated_B[0] - greedy <= 5 * proposals
+        assert calls.count(4) == 1 + (greedy > 0)
+    assert mode == "value_only" or 0 < fell_back < len(SEEDS)
+
+
+def test_the_spend_on_a_tree_is_a_sum_over_its_nodes():
+    searched = tabular.searched(MODEL, TASK, SEARCH, PARAMS, SEEDS, True, True)
+    tokens_B, expansions_B, positions_B = methods.spent_on_tree(searched)
+    for b in range(len(SEEDS)):
+        nodes = np.flatnonzero(searched.expanded_BN[b])
+        tokens = sum(int(searched.length_BNK[b, n].sum()) for n in nodes)
+        appended = sum(int(searched.length_BNK[b, searched.parent_BN[b, n], searched.action_BN[b, n]]) for n in nodes[1:])
+        assert (tokens_B[b], expansions_B[b], positions_B[b]) == (tokens, len(nodes), tokens + appended)
+    assert len(set(np.asarray(expansions_B).tolist())) > 1
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_without_a_verifier_no_choice_depends_on_it(name):
+    if name == "search_uniform":
+        pytest.skip("it lists legal steps, so it has a verifier")
+    flipped = jax.device_get(TASK.problems(SEEDS, flip=True))
+    honest, misled = (solved(make(name, "value_only"), problems) for problems in (PROBLEMS, flipped))
+    assert np.any(honest.legal_B != misled.legal_B)
+    assert np.any(honest.reward_B != misled.reward_B)
+    for field in dataclasses.fields(honest):
+        if field.name not in ("reward_B", "legal_B"):
+            np.testing.assert_array_equal(getattr(honest, field.name), getattr(misled, field.name), field.name)
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_results_do_not_depend_on_batch_order_or_padding(name):
+    together = solved(make(name))
+    order = np.random.default_rng(0).permutation(len(SEEDS))
+    shuffled = solved(make(name), jax.tree.map(lambda x: x[order], PROBLEMS), batch_size=5)
+    for field in dataclasses.fields(together):
+        expected = getattr(together, field.name)[order]
+        np.testing.assert_allclose(getattr(shuffled, field.name), expected, atol=1e-6, err_msg=field.name)
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_scores_are_the_verifiers(name):
+    result = solved(make(name))
+    for b in range(len(SEEDS)):
+        reward, complete, legal = judged(b, result.tokens_BDL[b], result.length_BD[b])
+        assert (result.reward_B[b], result.legal_B[b]) == (np.float32(reward), complete and legal)
+        if name not in ("greedy", "search") and result.found_B[b]:
+            assert legal
+
+
+def test_randomness_is_the_seeds():
+    first, again, other = (solved(make("best_of_n"), seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.tokens_generated_B, again.tokens_generated_B)
+    assert np.any(first.tokens_generated_B != other.tokens_generated_B)
+
+
+def test_uniform_search_reads_nothing_of_the_model():
+    one, other = (
+        compare.solve_all(MODEL, TASK, make("search_uniform"), MODEL.init(seed), PROBLEMS)[0] for seed in (0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert np.all(one.positions_B == 0)
+    assert np.all(one.expansions_B >= 1)
+
+
+def test_the_worst_case_stays_within_the_budget():
+    for name in ("value_greedy", "best_of_n", "search"):
+        method = plans.plan(TASK, SEARCH, name, "value_only", 37)
+        assert 0 < solved(method).tokens_generated_B.max() <= 37

@@ -1,0 +1,69 @@
+"""Budgets and knobs: arithmetic of the worst case."""
+
+import dataclasses
+import types
+
+import pytest
+
+from alphallm.errors import UserError
+from alphallm.evaluation import METHODS, plans
+from alphallm.search import SearchConfig
+
+TASK = types.SimpleNamespace(max_steps=3, max_step=8, max_legal_steps=36)  # as game24
+SEARCH = SearchConfig(num_candidates=16, dirichlet_fraction=0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "knob"),
+    [
+        ("greedy", 24, 0),
+        ("value_greedy", 24, 1),
+        ("value_greedy", 1000, 41),  # 41 * 24 = 984
+        ("best_of_n", 47, 1),
+        ("best_of_n", 48, 2),
+        ("majority", 3000, 125),
+        ("search", 280, 1),  # two expansions of 16 * 8, and 24 for a greedy answer
+        ("search", 407, 1),
+        ("search", 408, 2),
+        ("search_uniform", 408, 2),  # the simulations of search, though it lists up to 36 steps
+    ],
+)
+def test_knobs(name, budget, knob):
+    assert plans.plan(TASK, SEARCH, name, "verified", budget).knob == knob
+
+
+@pytest.mark.parametrize(("name", "smallest"), [("greedy", 24), ("best_of_n", 24), ("search", 280)])
+def test_a_budget_too_small_names_the_smallest(name, smallest):
+    assert plans.plan(TASK, SEARCH, name, "verified", smallest)
+    with pytest.raises(UserError, match=f"{name} can not be run within {smallest - 1} .* smallest budget is {smallest}"):
+        plans.plan(TASK, SEARCH, name, "verified", smallest - 1)
+
+
+def test_a_search_has_its_knob_and_no_noise():
+    method = plans.plan(TASK, SEARCH, "search", "verified", 3000)
+    assert method.search == dataclasses.replace(SEARCH, num_simulations=method.knob, dirichlet_fraction=0.0)
+    assert method.knob_text == "22 simulations x 16"
+
+
+def test_listing_legal_steps_belongs_to_the_verified_mode():
+    listed = dataclasses.replace(SEARCH, proposer="listed")
+    verified = plans.plan(TASK, listed, "search", "verified", 3000)
+    assert (verified.search.proposer, verified.knob) == ("listed", 2976 // (36 * 8) - 1)
+    value_only = plans.plan(TASK, listed, "search", "value_only", 3000)
+    assert (value_only.search.proposer, value_only.knob) == ("gumbel_top_k", 2976 // (16 * 8) - 1)
+    assert plans.plan(TASK, SEARCH, "search_uniform", "value_only", 3000) is None
+
+
+def test_default_budgets_are_those_that_every_method_meets():
+    assert plans.possible_budgets(TASK, SEARCH, METHODS) == (300, 1000, 3000)
+    wide = dataclasses.replace(SEARCH, num_candidates=60)
+    assert plans.possible_budgets(TASK, wide, METHODS) == (1000, 3000)
+    assert plans.possible_budgets(TASK, wide, ["best_of_n"]) == (300, 1000, 3000)
+    huge = dataclasses.replace(SEARCH, num_candidates=1000)
+    assert plans.possible_budgets(TASK, huge, METHODS) == (16024,)
+
+
+@pytest.mark.parametrize(("name", "mode", "words"), [("mcts", "verified", "best_of_n"), ("search", "cheat", "value_only")])
+def test_unknown_names_are_told_the_known_ones(name, mode, words):
+    with pytest.raises(UserError, match=words):
+        plans.plan(TASK, SEARCH, name, mode, 1000)
