@@ -11,24 +11,28 @@ from absl import flags
 from alphallm.config import apply_overrides, load_config, run_main
 from alphallm.errors import UserError
 
-_CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file with get_config().")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: config, metrics, samples and checkpoints.")
-_DEVICES = flags.DEFINE_integer(
-    "cpu_devices", 0, "On a CPU, as how many devices to use it; 0 is one a core. Accelerators are not touched."
-)
+
+def define_flags() -> None:
+    # Not while the module is imported: several mains have flags of the same name.
+    flags.DEFINE_string("config", "", "The experiment: a Python file with get_config().")
+    flags.DEFINE_string("workdir", "", "The run's folder: config, metrics, samples and checkpoints.")
+    flags.DEFINE_integer(
+        "cpu_devices", 0, "On a CPU, as how many devices to use it; 0 is one a core. Accelerators are not touched."
+    )
 
 
 def main(arguments: list[str], overrides: dict[str, str]):
     if arguments:
-        raise UserError(f"{arguments[0]!r} is not an option: give --config=FILE, --workdir=FOLDER and --config.FIELD=VALUE.")
-    if not _CONFIG.value or not _WORKDIR.value:
-        raise UserError("Give --config=FILE and --workdir=FOLDER, for example --config=configs/debug.py --workdir=runs/debug.")
-    config = apply_overrides(load_config(_CONFIG.value), overrides)
-    use_cores_as_devices(_DEVICES.value or best_device_count(config, os.cpu_count() or 1))
+        raise UserError(f"{arguments[0]!r} is not an option: give --config=FILE, --workdir=FOLDER, --config.FIELD=VALUE.")
+    options = flags.FLAGS
+    if not options.config or not options.workdir:
+        raise UserError("Give --config=FILE and --workdir=FOLDER: --config=configs/debug.py --workdir=runs/debug is quick.")
+    config = apply_overrides(load_config(options.config), overrides)
+    use_cores_as_devices(options.cpu_devices or best_device_count(config, os.cpu_count() or 1))
     # After the devices are chosen: JAX reads them once, when it is first used.
     from alphallm.training.loop import train
 
-    train(config, _WORKDIR.value)
+    train(config, options.workdir)
 
 
 def best_device_count(config, cores: int) -> int:
@@ -46,4 +50,5 @@ def use_cores_as_devices(count: int):
 
 
 if __name__ == "__main__":
+    define_flags()
     run_main(main, takes_overrides=True)

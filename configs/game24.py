@@ -1,0 +1,24 @@
+"""The Game of 24 on the literature's split `tsllm`: train on ranks 1-1000, test on ranks 1001-1362.
+
+python -m alphallm.train --config=configs/game24.py --workdir=runs/game24
+
+Give --config.task.manual_dir=FOLDER with the ranked 24.csv in it, or let it be downloaded. One to two hours on two CPU
+cores.
+"""
+
+import dataclasses
+
+from alphallm.training.config import Config
+from configs import game24_cpu
+
+
+def get_config() -> Config:
+    config = game24_cpu.get_config()
+    return dataclasses.replace(
+        config,
+        task=dataclasses.replace(config.task, dataset="tsllm"),
+        warm_start=dataclasses.replace(config.warm_start, num_steps=1000),
+        training=dataclasses.replace(config.training, num_iterations=800),
+        evaluation=dataclasses.replace(config.evaluation, every=50),
+        checkpoints=dataclasses.replace(config.checkpoints, every=50),
+    )
