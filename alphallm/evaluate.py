@@ -43,8 +43,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         raise UserError(f"{[*arguments, *overrides][0]!r} is not an option; see --help for those that there are.")
     check_options(options)
     loaded = [load(workdir, options.params) for workdir in options.workdir]
-    names = run_names(options.workdir)
-    contestants = [contestant(name, *each) for name, each in zip(names, loaded, strict=True)]
+    contestants = enter(run_names(options.workdir), loaded)
     problems = common_problems(contestants, [config for config, _ in loaded], options.split, options.num_problems)
     budgets = [int(budget) for budget in options.budgets] or common_budgets(contestants, options.methods)
     planned = [plan_all(one, options.methods, options.modes, budgets) for one in contestants]
@@ -82,9 +81,19 @@ def load(workdir: str, which: str) -> tuple[Any, Any]:
     return load_params(workdir, which)
 
 
-def contestant(name: str, config: Any, params: Any) -> Contestant:
-    task = make_task(config.task)
-    return Contestant(name, LanguageModel(config.model, task.vocabulary.size), task, params, config.search)
+def enter(names: Sequence[str], loaded: Sequence[tuple[Any, Any]]) -> list[Contestant]:
+    """The contestants. Those of the same model and task share both objects, and with them what is compiled."""
+    known: list[tuple[Any, Any, LanguageModel]] = []
+    contestants = []
+    for name, (config, params) in zip(names, loaded, strict=True):
+        same = [entry for entry in known if (entry[0].task, entry[0].model) == (config.task, config.model)]
+        if not same:
+            task = make_task(config.task)
+            same = [(config, task, LanguageModel(config.model, task.vocabulary.size))]
+            known += same
+        _, task, model = same[0]
+        contestants.append(Contestant(name, model, task, params, config.search))
+    return contestants
 
 
 def run_names(workdirs: Sequence[str]) -> list[str]:

@@ -47,7 +47,11 @@ def plot_training(folders: Sequence[str], path: str | None = None):
         axes.plot(ticks, rates.mean(0), color=color, marker="o", markersize=3, label=method)
         if len(columns) > 1:
             axes.fill_between(ticks, rates.min(0), rates.max(0), color=color, alpha=0.2, linewidth=0)
-    axes.set(xlabel="tick (calls of the warm start, then iterations)", ylabel="solve rate on validation problems", ylim=(0, 1))
+    axes.set(
+        xlabel="tick (calls of the warm start, then iterations)",
+        ylabel="solve rate on validation problems",
+        ylim=(0, 1),
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     if path is not None:

@@ -134,9 +134,7 @@ def test_chains_do_not_depend_on_how_many_there_are_nor_on_chunks(monkeypatch):
     compare._program.cache_clear()
     chunked = solved(make("best_of_n"))
     monkeypatch.setattr(methods, "MAX_ROWS", 12 * 5)  # as many as are asked for: 5 in chunks of 3, one idle
-    assert solved(make("best_of_n", knob=5)).tokens_generated_B.sum() == sum(
-        sampled(6).length_BJD[:, :5].reshape(-1)
-    )
+    assert solved(make("best_of_n", knob=5)).tokens_generated_B.sum() == sum(sampled(6).length_BJD[:, :5].reshape(-1))
     jax.tree.map(np.testing.assert_array_equal, whole, chunked)
 
 
@@ -224,7 +222,9 @@ def test_the_spend_on_a_tree_is_a_sum_over_its_nodes():
     for b in range(len(SEEDS)):
         nodes = np.flatnonzero(searched.expanded_BN[b])
         tokens = sum(int(searched.length_BNK[b, n].sum()) for n in nodes)
-        appended = sum(int(searched.length_BNK[b, searched.parent_BN[b, n], searched.action_BN[b, n]]) for n in nodes[1:])
+        appended = sum(
+            int(searched.length_BNK[b, searched.parent_BN[b, n], searched.action_BN[b, n]]) for n in nodes[1:]
+        )
         assert (tokens_B[b], expansions_B[b], positions_B[b]) == (tokens, len(nodes), tokens + appended)
     assert len(set(np.asarray(expansions_B).tolist())) > 1
 

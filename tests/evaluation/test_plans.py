@@ -35,7 +35,9 @@ def test_knobs(name, budget, knob):
 @pytest.mark.parametrize(("name", "smallest"), [("greedy", 24), ("best_of_n", 24), ("search", 280)])
 def test_a_budget_too_small_names_the_smallest(name, smallest):
     assert plans.plan(TASK, SEARCH, name, "verified", smallest)
-    with pytest.raises(UserError, match=f"{name} can not be run within {smallest - 1} .* smallest budget is {smallest}"):
+    with pytest.raises(
+        UserError, match=f"{name} can not be run within {smallest - 1} .* smallest budget is {smallest}"
+    ):
         plans.plan(TASK, SEARCH, name, "verified", smallest - 1)
 
 
@@ -63,7 +65,9 @@ def test_default_budgets_are_those_that_every_method_meets():
     assert plans.possible_budgets(TASK, huge, METHODS) == (16024,)
 
 
-@pytest.mark.parametrize(("name", "mode", "words"), [("mcts", "verified", "best_of_n"), ("search", "cheat", "value_only")])
+@pytest.mark.parametrize(
+    ("name", "mode", "words"), [("mcts", "verified", "best_of_n"), ("search", "cheat", "value_only")]
+)
 def test_unknown_names_are_told_the_known_ones(name, mode, words):
     with pytest.raises(UserError, match=words):
         plans.plan(TASK, SEARCH, name, mode, 1000)
