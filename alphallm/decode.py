@@ -1,6 +1,6 @@
 """Decoding: prefill a prompt, append a step, and propose K candidate steps side by side from a shared prefix.
 
-The K candidates of a node attend to one copy of the prefix with K queries. What they have written themselves lies in one
+The K candidates of a node attend to one copy of the prefix with K queries. What they wrote themselves lies in one
 suffix cache of `L * K` slots (slot `t * K + k` holds token t of beam k); a mask of ancestors, rather than a copy of the
 cache, says which slots a beam descends from.
 
@@ -84,9 +84,7 @@ def append(
     """
     batch, size = tokens_BL.shape
     positions = length_B[:, None] + jnp.arange(size)[None]
-    hidden = model.trunk(
-        params, tokens_BL, positions, causal_mask(batch, size), [Past(past, mask_BS[:, None])]
-    )
+    hidden = model.trunk(params, tokens_BL, positions, causal_mask(batch, size), [Past(past, mask_BS[:, None])])
     logits_BV, value_B = read(model, params, hidden.hidden_BXE, jnp.maximum(step_length_B - 1, 0))
     return hidden.keys_values, logits_BV, value_B
 
@@ -192,8 +190,8 @@ def gumbel_top_k(
     """Draws `num` different steps without replacement by Gumbel top-k over sequences.
 
     Stochastic beam search (Kool et al. 2019, Algorithm 1) with the root's perturbation drawn from Gumbel(0). With phi
-    the perturbed log-probabilities and kappa the largest one ever discarded, `log w = log pi - log(1 - exp(-exp(log pi -
-    kappa)))` are the log importance weights (their section 4.1): a softmax over them, not over log pi, estimates the
+    the perturbed log-probabilities and kappa the largest one ever discarded, `log w = log pi -
+    log(1 - exp(-exp(log pi - kappa)))` are the log importance weights (their section 4.1): a softmax over them, not over log pi, estimates the
     policy. `root_gumbel = phi - log w`, so that root_gumbel + prior_logits is phi again.
 
     Args:
@@ -327,4 +325,3 @@ def _candidates(beams: _Beams, exists_BK, log_prob_BK, prior_logits_BK, gumbel_B
         value_BK=beams.value_BK,
         count_BK=count_BK,
     )
-

@@ -2,7 +2,7 @@
 
 Stochastic beam search needs one Gumbel variable for each beam and vocabulary entry at every token. JAX's threefry costs
 about 100 integer operations for each, a third of a small model's whole decoding time on a CPU. Two rounds of a 32-bit
-finaliser over a counter, keyed by the 64 bits of a threefry key, cost 15, and the noise only perturbs scores: it needs to
+finaliser over a counter, keyed by the 64 bits of a threefry key, cost 15. The noise only perturbs scores: it needs to
 look independent, not to resist an attacker.
 """
 

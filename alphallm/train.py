@@ -23,10 +23,14 @@ def define_flags() -> None:
 
 def main(arguments: list[str], overrides: dict[str, str]):
     if arguments:
-        raise UserError(f"{arguments[0]!r} is not an option: give --config=FILE, --workdir=FOLDER, --config.FIELD=VALUE.")
+        raise UserError(
+            f"{arguments[0]!r} is not an option: give --config=FILE, --workdir=FOLDER, --config.FIELD=VALUE."
+        )
     options = flags.FLAGS
     if not options.config or not options.workdir:
-        raise UserError("Give --config=FILE and --workdir=FOLDER: --config=configs/debug.py --workdir=runs/debug is quick.")
+        raise UserError(
+            "Give --config=FILE and --workdir=FOLDER: --config=configs/debug.py --workdir=runs/debug is quick."
+        )
     config = apply_overrides(load_config(options.config), overrides)
     use_cores_as_devices(options.cpu_devices or best_device_count(config, os.cpu_count() or 1))
     # After the devices are chosen: JAX reads them once, when it is first used.

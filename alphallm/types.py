@@ -54,6 +54,24 @@ class Transition:
     legal: jax.Array  # bool []: this step follows the rules (earlier steps are not looked at).
 
 
+class Task(typing.Protocol):
+    """What the library asks of a task. Attributes are static; the methods are pure and are vmapped and compiled."""
+
+    name: str
+    vocabulary: Any  # size, pad, step_end_V, encode(text), decode(tokens).
+    max_prompt: int  # P
+    max_step: int  # L
+    max_steps: int  # D
+    max_legal_steps: int  # A
+    self_verifying: bool  # may a solver see the reward at test time?
+
+    def step(self, state: TaskState, tokens_L: jax.Array, length: jax.Array) -> "Transition":
+        """Verifies the first `length` of `tokens_L` as one step from an unbatched state."""
+
+    def legal_steps(self, state: TaskState) -> "Steps":
+        """All legal steps of an unbatched state, for tasks that can list them."""
+
+
 @pytree
 class Steps:
     """Steps that a task lists for one state."""

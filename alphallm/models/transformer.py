@@ -60,7 +60,7 @@ class Transformer(nnx.Module):
             return nnx.Param(jax.random.normal(rngs.params(), shape) * fan_in**-0.5)
 
         def residual(fan_in: int, *shape: int) -> nnx.Param:
-            # Projections that write into the residual stream start smaller (GPT-2), so depth does not grow its variance.
+            # Projections that write into the residual stream start smaller (GPT-2): depth does not grow its variance.
             return nnx.Param(jax.random.normal(rngs.params(), shape) * (2 * y * fan_in) ** -0.5)
 
         # Tied embeddings serve as the output projection too, so their scale is that of a projection.
@@ -154,12 +154,12 @@ class Transformer(nnx.Module):
         ]
         weights = jax.nn.softmax(jnp.concatenate(scores, -1).astype(jnp.float32), -1).astype(v.dtype)
         weights = weights.reshape(b, g, heads * x, -1)
-        attended, start = 0.0, 0
+        parts, start = [], 0
         for kv in blocks:
             size = kv.keys.shape[-2]
-            attended += jnp.einsum("bgrs,bgsc->bgrc", weights[..., start : start + size], kv.values)
+            parts.append(jnp.einsum("bgrs,bgsc->bgrc", weights[..., start : start + size], kv.values))
             start += size
-        attended = attended.reshape(b, g, heads, x, c).transpose(0, 3, 1, 2, 4).reshape(b * x, -1)
+        attended = sum(parts[1:], parts[0]).reshape(b, g, heads, x, c).transpose(0, 3, 1, 2, 4).reshape(b * x, -1)
         return attended @ layer["o"], KeyValues(k_BGXC, v_BGXC)
 
     def logits(self, hidden_E: jax.Array) -> jax.Array:
@@ -170,7 +170,9 @@ class Transformer(nnx.Module):
 
     def value_logit(self, hidden_E: jax.Array) -> jax.Array:
         """The value head: the logit of the expected outcome in [0, 1], float32, for hidden states `[..., E]`."""
-        h = jax.nn.silu(hidden_E.astype(jnp.float32) @ self.value_hidden[...] + _like(self.value_hidden_bias[...], hidden_E))
+        h = jax.nn.silu(
+            hidden_E.astype(jnp.float32) @ self.value_hidden[...] + _like(self.value_hidden_bias[...], hidden_E)
+        )
         return h @ self.value_out[...] + self.value_bias[...]
 
 

@@ -1,24 +1,24 @@
 """Which candidate a simulation follows, and which one the search commits to.
 
-Gumbel MuZero (Danihelka et al. 2022) or PUCT (Silver et al. 2017, Schrittwieser et al. 2020), both on Q-values completed
-by the candidates' own values. Functions take mctx's tree without its batch axis, as mctx calls them.
+Gumbel MuZero (Danihelka et al. 2022) or PUCT (Silver et al. 2017, Schrittwieser et al. 2020), both on Q-values
+completed by the candidates' own values. Functions take mctx's tree without its batch axis, as mctx calls them.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 import mctx
 
 from alphallm.decode import LOG_ZERO
 from alphallm.search.tree import SearchConfig
+from alphallm.types import pytree
 
 
-@chex.dataclass(frozen=True)
+@pytree
 class ExtraData:
     """What the selection at the root needs besides the tree."""
 
-    root_gumbel: chex.Array  # [K]
-    key: chex.Array  # the problem's key.
+    root_gumbel: jax.Array  # float32 [K]
+    key: jax.Array  # the problem's key.
 
 
 def completed_q(tree, node_index, completion: str) -> jax.Array:
@@ -75,7 +75,7 @@ def interior_action_selection(config: SearchConfig):
         return lambda key, tree, node_index, depth: _puct(tree, node_index, config)
 
     def select(key, tree, node_index, depth):
-        """Keeps visit frequencies close to the improved policy (Danihelka et al. 2022, section 5), over what is open."""
+        """Keeps visits in proportion to the improved policy over what is open (Danihelka et al. 2022, section 5)."""
         del key, depth
         open_ = _selectable(tree, node_index)
         logits = tree.children_prior_logits[node_index] + scaled_q(tree, node_index, config)

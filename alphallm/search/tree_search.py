@@ -1,11 +1,12 @@
 """The tree search: a root from the prompt, and one function that appends, verifies and proposes.
 
-mctx runs simulate, expand and backward. What it cannot hold lies here: a node's keys and values, in a pool of pages with
-one page a node, threaded through mctx's `loop_fn`; and the set of candidates worth another visit, kept between
+mctx runs simulate, expand and backward. What it cannot hold lies here: a node's keys and values, in a pool of
+pages, one a node, threaded through mctx's `loop_fn`; and the set of candidates worth another visit, kept between
 simulations so that no simulation is spent where everything is known.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from alphallm import decode
 from alphallm.models import LanguageModel
 from alphallm.search import selection
 from alphallm.search.tree import SearchConfig, Tree
-from alphallm.types import KeyValues, Problem, TaskState, pytree
+from alphallm.types import KeyValues, Problem, Task, TaskState, pytree
 
 
 @pytree
@@ -42,13 +43,13 @@ class Node:
 class _Cell:
     """Hands the page pool and the simulation's number to `recurrent_fn` while the loop's body is traced."""
 
-    pool: KeyValues | None = None
-    simulation: jax.Array | None = None
+    pool: Any = None  # KeyValues
+    simulation: Any = None  # int32 []
 
 
 def search(
     model: LanguageModel,
-    task,
+    task: Task,
     config: SearchConfig,
     params,
     problem: Problem,
@@ -119,7 +120,7 @@ class _Expander:
     """Makes nodes: appends the chosen step, verifies, proposes."""
 
     model: LanguageModel
-    task: object
+    task: Task
     config: SearchConfig
     params: object
     key_B: jax.Array

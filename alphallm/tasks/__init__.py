@@ -14,7 +14,5 @@ def make_task(config: TaskConfig) -> Arithmetic:
     """The task that `config.name` names; UserError names the known ones."""
     if config.name not in _TASKS:
         nearest = difflib.get_close_matches(config.name, _TASKS, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"Unknown task {config.name!r}: did you mean {nearest!r}? Known tasks are {', '.join(_TASKS)}."
-        )
+        raise UserError(f"Unknown task {config.name!r}: did you mean {nearest!r}? Known tasks are {', '.join(_TASKS)}.")
     return _TASKS[config.name](config)

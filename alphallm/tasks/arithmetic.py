@@ -9,6 +9,7 @@ compares. What `step` accepts is therefore what `legal_steps` writes, plus the o
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,15 +127,17 @@ class Arithmetic:
         prompt = [words.BOS, *self.vocabulary.encode(" ".join(map(str, numbers)) + f" -> {target}\n")]
         tokens_P = np.full(self.max_prompt, words.PAD, np.int32)
         tokens_P[: len(prompt)] = prompt
-        state = ArithmeticState(
-            num_n=np.array(numbers, np.int32),
-            den_n=np.ones(self.num_numbers, np.int32),
-            target_num=np.int32(target),
-            target_den=np.int32(1),
-            steps_done=np.int32(0),
-            chain_legal=np.bool_(True),
-        )
-        return Problem(tokens_P=tokens_P, length=np.int32(len(prompt)), state=state, index=np.int32(index))
+        # The fields are declared as device arrays; on the host they are NumPy's.
+        state: dict[str, Any] = {
+            "num_n": np.array(numbers, np.int32),
+            "den_n": np.ones(self.num_numbers, np.int32),
+            "target_num": np.int32(target),
+            "target_den": np.int32(1),
+            "steps_done": np.int32(0),
+            "chain_legal": np.bool_(True),
+        }
+        problem: dict[str, Any] = {"tokens_P": tokens_P, "length": np.int32(len(prompt)), "index": np.int32(index)}
+        return Problem(state=ArithmeticState(**state), **problem)
 
     def solutions(self, text: str, limit: int | None = None) -> list[str]:
         """At most `limit` different solutions of a problem's text: chains of n - 1 steps with operands in the order
@@ -280,7 +283,7 @@ class Arithmetic:
         pieces = zip([first, second, result], separators, strict=True)
         buffer = jnp.concatenate([x for written, separator in pieces for x in (written.tokens_W, separator)])
         source_L = position_L = jnp.arange(self.max_step)
-        end = 0
+        end: Any = 0
         for written in (first, second, result):
             end += written.length
             source_L += jnp.where(position_L >= end, width - written.length, 0)  # skips the unused rest of the number.

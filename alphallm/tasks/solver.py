@@ -31,7 +31,7 @@ def reachable(numbers: tuple[int, ...]) -> frozenset[Fraction]:
     """Every value that uses all of the sorted `numbers` once each."""
     if len(numbers) == 1:
         return frozenset([Fraction(numbers[0])])
-    values = set()
+    values: set[Fraction] = set()
     for left, right in _partitions(numbers):
         for a, b in itertools.product(reachable(left), reachable(right)):
             values.update(result for _, _, _, result in pair_results(a, b))

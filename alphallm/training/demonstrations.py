@@ -1,5 +1,7 @@
 """Worked solutions as training chains: the warm start by imitation, AlphaGo's way."""
 
+from typing import Any
+
 import numpy as np
 
 from alphallm.training.learner import Chain
@@ -16,7 +18,8 @@ def demonstrations(task, problems: Problem) -> Chain:
         text = task.vocabulary.decode(prompt[:length].tolist())
         for solution in task.solutions(text, _SOLUTIONS_PER_PROBLEM):
             chains.append(_chain(task, prompt, length, solution))
-    return Chain(*(np.stack(column) for column in zip(*chains, strict=True)))
+    columns: list[Any] = [np.stack(column) for column in zip(*chains, strict=True)]
+    return Chain(*columns)
 
 
 def _chain(task, prompt_P, length, solution: str):

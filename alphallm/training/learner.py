@@ -153,7 +153,9 @@ def _fewer_candidates(rows: Row, num: int) -> Row:
     target = take(rows.policy_K1[:, :-1])
     rest = jnp.sum(rows.policy_K1, -1, keepdims=True) - jnp.sum(target, -1, keepdims=True)
     policy_K1 = jnp.concatenate([target, jnp.maximum(rest, 0.0)], -1)
-    return dataclasses.replace(rows, policy_K1=policy_K1, **{name: take(getattr(rows, name)) for name in _PER_CANDIDATE})
+    return dataclasses.replace(
+        rows, policy_K1=policy_K1, **{name: take(getattr(rows, name)) for name in _PER_CANDIDATE}
+    )
 
 
 _PER_CANDIDATE = ("tokens_KL", "length_K", "written_K", "offset_K", "value_K", "value_weight_K")

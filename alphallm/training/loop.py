@@ -165,8 +165,8 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
     `which` is "average" or "latest"; an export holds the average only.
     """
     if os.path.exists(os.path.join(workdir, "weights.safetensors")):
-        params, config, _ = load_export(workdir)
-        return from_dict(Config, config), params
+        params, exported, _ = load_export(workdir)
+        return from_dict(Config, exported), params
     recorded = run_folder.read_config(workdir)
     if recorded is None:
         raise UserError(f"There is no run in {workdir!r}: give a run's folder or an exported one.")
@@ -219,7 +219,7 @@ def check(config: Config):
     rows = min(config.targets.rows_per_tree, config.search.num_simulations + 1)
     if config.training.replay_capacity < rows:
         raise UserError(
-            f"training.replay_capacity is {config.training.replay_capacity}: a lane must hold the {rows} rows of a tree."
+            f"training.replay_capacity is {config.training.replay_capacity}: it must hold the {rows} rows of a tree."
         )
     candidates = config.search.num_candidates
     if config.targets.policy == "candidates" and config.training.candidates_per_row < candidates:
@@ -238,12 +238,17 @@ def _check_finite(metrics: dict[str, float], tick: int):
         if not np.isfinite(value):
             raise UserError(
                 f"{name} is {value} at tick {tick}: training stopped, and the checkpoints before it are kept. Lower "
-                f"optimizer.learning_rate or optimizer.max_gradient_norm and start a new run, from one of them by init_from."
+                f"optimizer.learning_rate or optimizer.max_gradient_norm and start a new run from one of them by init_from."
             )
 
 
 def _summary(metrics: dict[str, float]) -> str:
-    shown = {"search/solved": "solved", "policy/legal": "legal", "loss/policy": "policy loss", "loss/value": "value loss"}
+    shown = {
+        "search/solved": "solved",
+        "policy/legal": "legal",
+        "loss/policy": "policy loss",
+        "loss/value": "value loss",
+    }
     return ", ".join(f"{label} {metrics[name]:.3f}" for name, label in shown.items() if name in metrics)
 
 

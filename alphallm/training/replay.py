@@ -39,7 +39,9 @@ def add(replay: Replay, row: Row, problem: Problem) -> Replay:
     num, slots = row.valid.shape[1], replay.problem.index.shape[1]
     slot = replay.added % slots
     return Replay(
-        rows=jax.tree.map(lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, slot * num, 1), replay.rows, row),
+        rows=jax.tree.map(
+            lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, slot * num, 1), replay.rows, row
+        ),
         problem=jax.tree.map(
             lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new[:, None], slot, 1), replay.problem, problem
         ),

@@ -1,7 +1,7 @@
 """The compiled functions of the loop: warm start, self-play and learning, each for one device under the axis "data".
 
-All randomness is `fold_in(fold_in(root key, what), iteration)` and then the lane: a problem's place in the global batch. So
-a resumed run draws what an unbroken one would have drawn, on any number of devices.
+All randomness is `fold_in(fold_in(root key, what), iteration)` and then the lane, a problem's place in the global batch.
+So a resumed run draws what an unbroken one would have drawn, on any number of devices.
 """
 
 import functools

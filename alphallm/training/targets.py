@@ -1,11 +1,12 @@
 """What a searched tree teaches: rows of policy and value targets from every node that was searched well enough.
 
-The tree is planned once more from the leaves up: a node's value is its improved policy's expectation of the values below
-it, and at least the best verified reward below it. mctx's running means are left alone; they weight early, badly
+The tree is planned once more from the leaves up: a node's value is its improved policy's expectation of the values
+below it, and at least the best verified reward below it. mctx's running means are left alone; they weight early, badly
 informed visits as much as late ones.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -68,7 +69,7 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
     batch, num_nodes, num_candidates = tree.q_BNK.shape
     row = jnp.arange(batch)
     zeros = jnp.zeros((batch, num_nodes))
-    one = jax.vmap(lambda *xs: _plan_node(*xs, search, targets))
+    plan_nodes = jax.vmap(functools.partial(_plan_node, search, targets))
 
     def body(i, planned: Planned) -> Planned:
         n = num_nodes - 1 - i
@@ -79,9 +80,9 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
         q_BK = jnp.where(has_child, planned.value_BN[row[:, None], child_BK], tree.child_value_BNK[:, n])
         below = jnp.where(has_child, planned.solved_BN[row[:, None], child_BK], reward)
         solved = jnp.max(jnp.where(tree.valid_BNK[:, n], below, 0.0), -1)
-        value, improved, policy = one(
-            q_BK, below, tree.valid_BNK[:, n], tree.written_BNK[:, n], tree.prior_logits_BNK[:, n], tree.log_prob_BNK[:, n],
-            tree.gumbel_BNK[:, n], tree.child_visits_BNK[:, n], tree.raw_value_BN[:, n],
+        value, improved, policy = plan_nodes(
+            q_BK, below, tree.valid_BNK[:, n], tree.written_BNK[:, n], tree.prior_logits_BNK[:, n],
+            tree.log_prob_BNK[:, n], tree.gumbel_BNK[:, n], tree.child_visits_BNK[:, n], tree.raw_value_BN[:, n],
         )  # fmt: skip
         value = tree.value_BN[:, n] if targets.policy == "verified_paths" else jnp.maximum(value, solved)
         return Planned(
@@ -98,7 +99,7 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
 
 
 def _plan_node(
-    q_K, below_K, valid_K, written_K, prior_logits_K, log_prob_K, gumbel_K, visits_K, raw_value, search, targets
+    search, targets, q_K, below_K, valid_K, written_K, prior_logits_K, log_prob_K, gumbel_K, visits_K, raw_value
 ):  # fmt: skip
     """Value, improved policy [K] and policy target [K + 1] of one node."""
     scale = (search.visit_offset + jnp.max(visits_K)) * search.value_scale
