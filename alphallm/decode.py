@@ -190,9 +190,9 @@ def gumbel_top_k(
     """Draws `num` different steps without replacement by Gumbel top-k over sequences.
 
     Stochastic beam search (Kool et al. 2019, Algorithm 1) with the root's perturbation drawn from Gumbel(0). With phi
-    the perturbed log-probabilities and kappa the largest one ever discarded, `log w = log pi -
-    log(1 - exp(-exp(log pi - kappa)))` are the log importance weights (their section 4.1): a softmax over them, not over log pi, estimates the
-    policy. `root_gumbel = phi - log w`, so that root_gumbel + prior_logits is phi again.
+    the perturbed log-probabilities and kappa the largest one ever discarded, the log importance weights are
+    `log w = log pi - log(1 - exp(-exp(log pi - kappa)))` (their section 4.1): a softmax over them, not over log pi,
+    estimates the policy. `root_gumbel = phi - log w`, so that root_gumbel + prior_logits is phi again.
 
     Args:
       key_B: a typed random key for each problem; the draw depends on nothing else of the batch.

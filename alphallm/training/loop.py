@@ -238,7 +238,7 @@ def _check_finite(metrics: dict[str, float], tick: int):
         if not np.isfinite(value):
             raise UserError(
                 f"{name} is {value} at tick {tick}: training stopped, and the checkpoints before it are kept. Lower "
-                f"optimizer.learning_rate or optimizer.max_gradient_norm and start a new run from one of them by init_from."
+                f"optimizer.learning_rate or optimizer.max_gradient_norm in a new run; init_from takes weights over."
             )
 
 

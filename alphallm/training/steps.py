@@ -1,6 +1,6 @@
 """The compiled functions of the loop: warm start, self-play and learning, each for one device under the axis "data".
 
-All randomness is `fold_in(fold_in(root key, what), iteration)` and then the lane, a problem's place in the global batch.
+All randomness is `fold_in(fold_in(root key, what), iteration)` and then the lane, a problem's place in the batch.
 So a resumed run draws what an unbroken one would have drawn, on any number of devices.
 """
 
