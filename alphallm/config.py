@@ -137,12 +137,21 @@ def run_main(main: Callable[[list[str], dict[str, str]], Any], takes_overrides: 
     def guarded(arguments: list[str]) -> Any:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file that it writes.
+        _keep_compiled()
         try:
             return main(arguments[1:], overrides)
         except UserError as error:
             _exit_with(error)
 
     app.run(guarded, argv=argv)
+
+
+def _keep_compiled() -> None:
+    """Lets a run that is continued, and the next command, find what was compiled before."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first.
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/alphallm/compiled"))
 
 
 def _exit_with(error: UserError) -> typing.NoReturn:
