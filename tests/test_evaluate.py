@@ -59,9 +59,8 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         evaluate.report, "write_json", lambda path, rows, about: (written.append(len(rows)), write(path, rows, about))
     )
-    run(
-        monkeypatch, workdirs, methods=["greedy", "best_of_n"], modes=["verified"], budgets=["16"], num_problems=5, seeds=2,
-    )  # fmt: skip
+    asked = {"methods": ["greedy", "best_of_n"], "modes": ["verified"], "budgets": ["16"]}
+    run(monkeypatch, workdirs, num_problems=5, seeds=2, **asked)
     shown = capsys.readouterr().out
     assert written == [1, 2, 3, 4]  # a stopped comparison keeps what it has
     assert "row 1/4" in shown

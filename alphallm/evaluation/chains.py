@@ -44,12 +44,12 @@ class _Rows:
 
 
 def sample(
-    model: LanguageModel, task, params, problem: Problem, prefix: Prefix, key_BJ, active_BJ, *, temperature: float
+    model: LanguageModel, task, params, problem: Problem, prefix: Prefix, key_BJ, *, temperature: float
 ) -> Chains:
     """Samples one chain for every key, at the given temperature (0: greedy decoding).
 
     A chain ends where the task says that the answer is complete, after D steps, or unfinished at a step of L tokens
-    without a step-end token. Nothing else of the verifier's is read. A chain that is not active stays empty.
+    without a step-end token. Nothing else of the verifier's is read.
     """
     batch, num = key_BJ.shape
     size = task.max_steps * task.max_step
@@ -77,7 +77,7 @@ def sample(
         rows = dataclasses.replace(rows, value_R=jnp.where(rows.wrote_R, value_R, rows.value_R))
         return t + 1, cache, _write(task, rows, _choose(key_R, t + 1, logits_RV, temperature), logits_RV)
 
-    rows = _empty(task, jax.tree.map(over_rows, problem.state), ~active_BJ.reshape(-1))
+    rows = _empty(task, jax.tree.map(over_rows, problem.state), batch * num)
     logits_RV = over_rows(prefix.logits_BV)
     rows = _write(task, rows, _choose(key_R, 0, logits_RV, temperature), logits_RV)
     _, _, rows = lax.while_loop(lambda carry: jnp.any(carry[2].wrote_R), body, (jnp.int32(0), cache, rows))
@@ -85,12 +85,11 @@ def sample(
     return jax.tree.map(lambda x: x.reshape(batch, num, *x.shape[1:]), chains)
 
 
-def _empty(task, state: TaskState, ended_R) -> _Rows:
-    num = ended_R.shape[0]
+def _empty(task, state: TaskState, num: int) -> _Rows:
     integers, numbers, no = jnp.zeros(num, jnp.int32), jnp.zeros(num), jnp.zeros(num, bool)
     tokens = jnp.full((num, task.max_steps, task.max_step), task.vocabulary.pad, jnp.int32)
     lengths = jnp.zeros((num, task.max_steps), jnp.int32)
-    return _Rows(tokens, lengths, integers, integers, no, ended_R, no, numbers, numbers, state)
+    return _Rows(tokens, lengths, integers, integers, no, no, no, numbers, numbers, state)
 
 
 def _choose(key_R, t, logits_RV, temperature: float) -> jax.Array:

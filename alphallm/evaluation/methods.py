@@ -124,10 +124,9 @@ def _sample(model, task, params, problem: Problem, key_B, *, num: int, temperatu
 
     def chunk(index_J):
         key_BJ = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(index_J))(key_B)
-        active_BJ = jnp.broadcast_to((index_J < num)[None], key_BJ.shape)
-        return chain_sampling.sample(model, task, params, problem, prefix, key_BJ, active_BJ, temperature=temperature)
+        return chain_sampling.sample(model, task, params, problem, prefix, key_BJ, temperature=temperature)
 
-    drawn = lax.map(chunk, index_XJ)
+    drawn = lax.map(chunk, index_XJ)  # The last chunk may have a few too many.
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:])[:, :num], drawn)
 
 

@@ -41,7 +41,7 @@ def differences(rows: Sequence[Row]) -> list[dict[str, object]]:
     found = []
     for at, row in enumerate(rows):
         for other in rows[:at]:
-            if row.run != other.run and (row.method, row.budget) == (other.method, other.budget):
+            if (row.method, row.budget) == (other.method, other.budget):
                 found.append(_difference(row, other, f"{row.run} - {other.run}", row.method.name))
     for row in rows:
         for other in rows:

@@ -31,7 +31,8 @@ ROWS = [
 def test_a_table_row_has_knob_rate_interval_and_mean_spend():
     table = report.table_rows(ROWS)
     assert list(table[0]) == [
-        "run", "method", "mode", "budget", "knob", "solved", "95 %", "illegal", "tokens", "expansions", "FLOPs", "seconds",
+        "run", "method", "mode", "budget", "knob", "solved", "95 %", "illegal", "tokens", "expansions", "FLOPs",
+        "seconds",
     ]  # fmt: skip
     assert table[2] | {"95 %": ""} == {
         "run": "a", "method": "search", "mode": "verified", "budget": 100, "knob": "4 simulations x 8", "solved": 0.625,
