@@ -53,7 +53,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     }  # fmt: skip
     output = options.output or options.workdir[0]
     rows = run(contestants, planned, problems, options.seeds, options.batch_size, about, output)
-    show(rows, output, f"{options.split}, {len(problems.index)} problems, {options.seeds} seeds")
+    show(rows, output, f"{options.split}, {len(problems.index)} problems, {options.seeds} seed(s)")
 
 
 def check_options(options: Any) -> None:
