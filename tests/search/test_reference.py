@@ -1,0 +1,61 @@
+"""The compiled search against the plain-Python one, on tables."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from alphallm.search import SearchConfig
+
+from . import tabular
+from .reference import Reference
+
+SEEDS = range(8)
+MODEL = tabular.TabularModel()
+TASK = tabular.TabularTask(max_steps=4, done=0.15, illegal=0.1)
+PARAMS = MODEL.init(0)
+
+
+def assert_same(tree, b, reference):
+    """Visit counts, values, completed Q, candidates, topology, and the final choice."""
+    for n, node in enumerate(reference.nodes):
+        if node is None or node.known is not None:
+            assert not tree.expanded_BN[b, n]
+            continue
+        candidates = node.candidates
+        assert tree.expanded_BN[b, n]
+        assert tree.depth_BN[b, n] == node.depth
+        np.testing.assert_array_equal(tree.tokens_BNKL[b, n], [c.tokens for c in candidates])
+        np.testing.assert_array_equal(tree.valid_BNK[b, n], [c.valid for c in candidates])
+        np.testing.assert_array_equal(tree.child_visits_BNK[b, n], [c.visits for c in candidates], f"node {n}")
+        children = [c.child.index if c.child else -1 for c in candidates]
+        np.testing.assert_array_equal(tree.children_BNK[b, n], children)
+        assert tree.visits_BN[b, n] == node.visits
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+        close(tree.value_BN[b, n], node.value)
+        close(tree.completed_q_BNK[b, n], reference.completed(node))
+    assert tree.root_action_B[b] == reference.final_action()
+
+
+BASE = SearchConfig(num_simulations=24, num_candidates=5, max_considered=4, value_scale=0.1)
+# Each value of each option, each proposer with both policies.
+VARIANTS = {
+    "default": {},
+    "value backup": {"backup": "value", "completion": "mixed_value", "value_scale": 0.5},
+    "iid": {"proposer": "iid", "temperature": 1.5, "backup": "children"},
+    "listed": {"proposer": "listed", "completion": "mixed_value"},
+}
+CASES = [(policy, name, options) for policy in ("gumbel", "puct") for name, options in VARIANTS.items()]
+CASES.append(("gumbel", "policy as prior", {"prior": "policy", "backup": "children", "completion": "mixed_value"}))
+
+
+@pytest.mark.parametrize(("policy", "name", "options"), CASES, ids=[f"{c[0]} {c[1]}" for c in CASES])
+def test_equals_reference(policy, name, options):
+    config = dataclasses.replace(BASE, policy=policy, **options)
+    for verified, masked in [(True, True), (False, False)]:
+        tree = tabular.searched(MODEL, TASK, config, PARAMS, SEEDS, verified, masked)
+        for b, seed in enumerate(SEEDS):
+            problem, key = TASK.problem(seed), jax.random.key(seed)
+            assert_same(tree, b, Reference(MODEL, TASK, config, PARAMS, problem, key, verified, masked))

@@ -1,0 +1,83 @@
+"""The replay: a ring of rows for each lane."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphallm.training import replay
+from alphallm.training.targets import Row
+from alphallm.types import Problem
+
+LANES, ROWS = 3, 2
+
+
+def batch(time, valid=True):
+    """Rows [lanes, 2] and problems [lanes] whose numbers say where they come from: 100 * time + 10 * lane + row."""
+    number = 100 * time + 10 * jnp.arange(LANES)[:, None] + jnp.arange(ROWS)[None]
+    fields = dict.fromkeys(Row.__dataclass_fields__, number) | {"valid": jnp.full((LANES, ROWS), valid)}
+    problem = Problem(number[:, :1], number[:, 0], {"x": number[:, 0]}, number[:, 0])
+    return Row(**fields), problem
+
+
+def filled(times, capacity=5, **options):
+    stored = replay.empty(*batch(0), capacity)
+    for time in times:
+        stored = jax.jit(replay.add)(stored, *batch(time, **options))
+    return stored
+
+
+def draw(stored, num, seed=0, lanes=slice(None)):
+    keys = jax.random.split(jax.random.key(seed), LANES)[lanes]
+    return replay.sample(stored, keys, num)
+
+
+def test_new_rows_take_the_place_of_the_oldest():
+    stored = filled([1, 2, 3])  # room for two batches: 5 rows are 4.
+    for lane in range(LANES):
+        rows = sorted(np.asarray(stored.rows.value[lane]) - 10 * lane)
+        assert rows == [200, 201, 300, 301]
+        assert sorted(np.asarray(stored.problem.index[lane]) - 10 * lane) == [200, 300]
+    assert stored.added == 3
+
+
+def test_too_small_a_capacity_says_what_is_needed():
+    with pytest.raises(ValueError, match="replay_capacity is 1: it must hold the 2 rows"):
+        replay.empty(*batch(0), 1)
+
+
+def test_only_valid_rows_are_drawn_each_as_often():
+    stored = filled([1, 2])
+    valid = jnp.array([[True, False, True, True], [False, False, False, True], [False] * 4])
+    stored = replay.Replay(stored.rows.__class__(**{**vars(stored.rows), "valid": valid}), stored.problem, stored.added)
+    rows = draw(stored, 3000)
+    value = np.asarray(rows.value).reshape(LANES, -1)
+    assert set(value[0]) == {100, 200, 201} and set(value[1]) == {211}
+    np.testing.assert_allclose(np.unique(value[0], return_counts=True)[1] / 3000, 1 / 3, atol=0.05)
+    np.testing.assert_array_equal(rows.valid, np.repeat([True, True, False], 3000))
+
+
+def test_a_partly_filled_ring_gives_only_what_was_stored():
+    rows = draw(filled([1], capacity=8), 50)
+    assert rows.valid.all() and (rows.value >= 100).all()
+    assert not draw(filled([]), 5).valid.any()
+
+
+def test_a_lane_is_drawn_the_same_in_any_company():
+    stored = filled([1, 2])
+    together = jax.tree.map(lambda x: x.reshape(LANES, -1), draw(stored, 4))
+    alone = draw(replay.Replay(*jax.tree.map(lambda x: x[1:2], (stored.rows, stored.problem)), stored.added), 4,
+                 lanes=slice(1, 2))  # fmt: skip
+    np.testing.assert_array_equal(alone.value, together.value[1])
+
+
+def test_problems_drawn_are_the_lanes_own_and_stored_ones():
+    keys = jax.random.split(jax.random.key(0), LANES)
+    seen = set()
+    for i in range(20):
+        folded = jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
+        problem = replay.draw_problems(filled([1, 2], capacity=8), folded)
+        seen |= set(np.asarray(problem.index) - 10 * np.arange(LANES))
+        np.testing.assert_array_equal(problem.index, problem.state["x"])
+    assert seen == {100, 200}
+    assert (replay.draw_problems(filled([]), keys).index == 0).all()

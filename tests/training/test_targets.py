@@ -1,0 +1,184 @@
+"""Targets against a plain-Python recursion over searched trees."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphallm.search import SearchConfig
+from alphallm.training import targets
+from alphallm.training.targets import TargetConfig
+from tests.search import tabular
+
+SEEDS = list(range(8))
+MODEL, TASK = tabular.TabularModel(), tabular.TabularTask(max_steps=4, binary=True, illegal=0.4)
+SEARCH = SearchConfig(num_simulations=24, num_candidates=5, max_considered=4, value_scale=0.2, visit_offset=10.0)
+MODES = {"masked": (True, True), "unmasked": (True, False), "value only": (False, False)}
+
+
+@functools.cache
+def tree_of(mode):
+    return tabular.searched(MODEL, TASK, SEARCH, MODEL.init(0), SEEDS, *MODES[mode])
+
+
+def planned_of(mode, config):
+    verified = jnp.full(len(SEEDS), MODES[mode][0])
+    return jax.device_get(jax.jit(lambda t: targets.plan(t, SEARCH, config, verified))(tree_of(mode)))
+
+
+def softmax(x):
+    e = np.exp(np.asarray(x, np.float64) - max(x))
+    return e / e.sum()
+
+
+class Plain:
+    """Node n of tree b, planned by recursion."""
+
+    def __init__(self, tree, b, n, verified):
+        self.valid = [k for k in range(tree.valid_BNK.shape[2]) if tree.valid_BNK[b, n, k]]
+        self.q, below = [], []
+        for k in range(tree.valid_BNK.shape[2]):
+            child = tree.children_BNK[b, n, k]
+            if child >= 0 and tree.expanded_BN[b, child]:
+                plain = Plain(tree, b, child, verified)
+                self.q.append(plain.value)
+                below.append(plain.solved)
+            else:
+                self.q.append(float(tree.child_value_BNK[b, n, k]))
+                below.append(float(tree.reward_BNK[b, n, k]) if verified and tree.done_BNK[b, n, k] else 0.0)
+        self.solved = max([below[k] for k in self.valid], default=0.0)
+        self.scale = SEARCH.value_scale * (SEARCH.visit_offset + max(tree.child_visits_BNK[b, n]))
+        self.improved, self.value = np.zeros(len(self.q)), self.solved
+        if self.valid:
+            prior = [tree.prior_logits_BNK[b, n, k] for k in self.valid]
+            self.improved[self.valid] = softmax(
+                [p + self.scale * self.q[k] for p, k in zip(prior, self.valid, strict=True)]
+            )
+            self.value = max(self.solved, float(self.improved @ self.q))
+
+    def policy(self, tree, b, n, kind):
+        """The policy target, the rest last."""
+        out = np.zeros(len(self.q) + 1)
+        if not self.valid:
+            return out
+        if kind == "candidates":
+            out[:-1] = self.improved
+            return out
+        logits = tree.prior_logits_BNK[b, n][self.valid]
+        sigma = self.scale * np.array(self.q)[self.valid]
+        if kind == "sampled":
+            out[self.valid[np.argmax(tree.gumbel_BNK[b, n][self.valid] + logits + sigma)]] = 1.0
+            return out
+        visits = tree.child_visits_BNK[b, n].sum()
+        mean = softmax(logits) @ np.array(self.q)[self.valid]
+        mixed = (tree.raw_value_BN[b, n] + visits * mean) / (1 + visits)
+        log_prob = tree.log_prob_BNK[b, n]
+        unwritten = 1 - np.exp(log_prob[tree.written_BNK[b, n]].astype(np.float64)).sum()
+        entries = [*(log_prob[self.valid] + sigma), math.log(max(unwritten, 1e-6)) + self.scale * mixed]
+        out[[*self.valid, -1]] = softmax(entries)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["rest", "candidates", "sampled"])
+@pytest.mark.parametrize("mode", MODES)
+def test_plan_is_the_plain_recursion(mode, kind):
+    tree, planned = tree_of(mode), planned_of(mode, TargetConfig(policy=kind))
+    for b, n in zip(*np.nonzero(tree.expanded_BN), strict=True):
+        plain = Plain(tree, b, n, MODES[mode][0])
+        close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-3)
+        close(planned.value_BN[b, n], plain.value)
+        close(planned.solved_BN[b, n], plain.solved)
+        close(planned.improved_BNK[b, n], plain.improved)
+        close(planned.policy_BNK1[b, n], plain.policy(tree, b, n, kind))
+    assert 0 < planned.solved_BN[:, 0].mean() < 1 or mode == "value only"
+    if mode == "value only":
+        assert (planned.solved_BN == 0).all()
+
+
+def paths(tree, b):
+    """(prefix of steps as tuples of tokens) -> node, for every expanded node."""
+    found = {}
+    for n in np.flatnonzero(tree.expanded_BN[b]):
+        steps, at = [], n
+        while tree.parent_BN[b, at] >= 0:
+            parent, action = tree.parent_BN[b, at], tree.action_BN[b, at]
+            steps.append(tuple(map(int, tree.tokens_BNKL[b, parent, action][: tree.length_BNK[b, parent, action]])))
+            at = parent
+        found[tuple(reversed(steps))] = n
+    assert len(found) == tree.expanded_BN[b].sum()
+    return found
+
+
+def each_row(mode, config, seed=0):
+    """(tree, planned, b, node, row) of every valid row."""
+    tree, planned = tree_of(mode), planned_of(mode, config)
+    rows = jax.device_get(
+        targets.rows(tree, planned, TASK.problems(SEEDS), config, tabular.keys(range(seed, seed + 8)))
+    )
+    for b in range(len(SEEDS)):
+        nodes = paths(tree, b)
+        for m in np.flatnonzero(rows.valid[b]):
+            row = jax.tree.map(lambda x, b=b, m=m: x[b, m], rows)
+            steps = [tuple(map(int, t[:n])) for t, n in zip(row.path_DL, row.path_length_D, strict=True) if n]
+            assert (np.diff((row.path_length_D > 0).astype(int)) <= 0).all()
+            yield tree, planned, b, nodes[tuple(steps)], row
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_hold_their_nodes(mode):
+    config = TargetConfig(rows_per_tree=12)
+    seen, first = set(), {}
+    for tree, planned, b, n, row in each_row(mode, config):
+        assert (b, n) not in seen
+        seen.add((b, n))
+        first.setdefault(b, n)
+        known = (tree.done_BNK[b, n] | ~tree.valid_BNK[b, n]).all()
+        assert n == 0 or known or tree.visits_BN[b, n] >= config.min_visits
+        for ours, theirs in [
+            (row.tokens_KL, tree.tokens_BNKL), (row.length_K, tree.length_BNK), (row.written_K, tree.written_BNK),
+            (row.policy_K1, planned.policy_BNK1), (row.value, planned.value_BN),
+        ]:  # fmt: skip
+            np.testing.assert_array_equal(ours, theirs[b, n])
+        problem = TASK.problem(SEEDS[b])
+        np.testing.assert_array_equal(row.prompt_P, problem.tokens_P)
+        assert row.prompt_length == problem.length
+        # A dead end says that no candidate was legal, not that the position is lost.
+        has_choice = tree.valid_BNK[b, n].any()
+        assert row.policy_weight == row.value_weight == has_choice
+        offset = np.where(tree.valid_BNK[b, n], tree.prior_logits_BNK[b, n] - tree.log_prob_BNK[b, n], 0.0)
+        np.testing.assert_allclose(row.offset_K, offset, atol=1e-6)
+    assert set(first.values()) == {0} and len(first) == len(SEEDS)  # the root always, and first.
+    assert len(seen) > 5 * len(SEEDS) / 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_candidates_are_labelled_with_what_is_known(mode):
+    kinds = dict.fromkeys(("searched", "reward", "illegal", "nothing"), 0)
+    for tree, planned, b, n, row in each_row(mode, TargetConfig(rows_per_tree=24)):
+        for k in range(SEARCH.num_candidates):
+            child = tree.children_BNK[b, n, k]
+            if not tree.written_BNK[b, n, k]:
+                kind, weight, value = "nothing", 0, None
+            elif not tree.legal_BNK[b, n, k]:
+                kind, weight, value = "illegal", 1, 0.0
+            elif tree.done_BNK[b, n, k]:
+                kind, weight, value = "reward", 1, tree.reward_BNK[b, n, k]
+            elif child >= 0 and tree.expanded_BN[b, child]:
+                kind, weight, value = "searched", 1, planned.value_BN[b, child]
+            else:
+                kind, weight, value = "nothing", 0, None
+            kinds[kind] += 1
+            assert row.value_weight_K[k] == weight, kind
+            if weight:
+                np.testing.assert_allclose(row.value_K[k], value, err_msg=kind)
+    assert min(kinds.values()) > 5
+
+
+def test_root_only_and_the_draw_of_rows():
+    assert [n for *_, n, _ in each_row("masked", TargetConfig(nodes="root"))] == [0] * len(SEEDS)
+    config = TargetConfig(rows_per_tree=3)
+    one, other = ([(b, n) for _, _, b, n, _ in each_row("masked", config, seed)] for seed in (0, 100))
+    assert one != other and one == [(b, n) for _, _, b, n, _ in each_row("masked", config)]
