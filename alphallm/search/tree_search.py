@@ -302,6 +302,7 @@ def _result(tree, config: SearchConfig) -> Tree:
     expanded_BN = node.expanded_B
     completed = jax.vmap(jax.vmap(selection.completed_q, in_axes=(None, 0, None)), in_axes=(0, None, None))
     nodes = jnp.arange(tree.node_values.shape[1])
+    tokens_BNK = node.candidates.length_BK * node.candidates.count_BK  # Equal samples were all written.
     return Tree(
         expanded_BN=expanded_BN,
         parent_BN=tree.parents,
@@ -326,6 +327,6 @@ def _result(tree, config: SearchConfig) -> Tree:
         done_BNK=node.done_BK,
         reward_BNK=node.reward_BK,
         written_BNK=node.candidates.valid_BK & expanded_BN[..., None],
-        tokens_generated_B=jnp.sum(node.candidates.length_BK * expanded_BN[..., None], (1, 2)),
+        tokens_generated_B=jnp.sum(tokens_BNK * expanded_BN[..., None], (1, 2)),
         root_action_B=selection.final_action(tree, config),
     )

@@ -29,6 +29,9 @@ from alphallm.types import Problem, pytree
 # What may differ when a run is continued: its length and what it shows, not what it computes.
 FREE_FIELDS = ("training.num_iterations", "evaluation", "checkpoints")
 
+# Which parameters of a run others may ask for, and the learner's field that holds them.
+PARAMS = {"average": "average", "latest": "params"}
+
 
 @pytree
 class State:
@@ -164,6 +167,8 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
 
     `which` is "average" or "latest"; an export holds the average only.
     """
+    if which not in PARAMS:
+        raise UserError(f"Unknown parameters {which!r}: give one of {', '.join(PARAMS)}.")
     if os.path.exists(os.path.join(workdir, "weights.safetensors")):
         params, exported, _ = load_export(workdir)
         return from_dict(Config, exported), params
@@ -173,7 +178,7 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
     config = from_dict(Config, recorded)
     model = LanguageModel(config.model, make_task(config.task).vocabulary.size)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    field = {"average": "average", "latest": "params"}[which]
+    field = PARAMS[which]
     template = {"learner": {field: params}}
     state, _ = Checkpoints(os.path.join(workdir, "checkpoints")).restore(template, partial=True)
     return config, state["learner"][field]
