@@ -68,6 +68,9 @@ class Task(typing.Protocol):
     def step(self, state: TaskState, tokens_L: jax.Array, length: jax.Array) -> "Transition":
         """Verifies the first `length` of `tokens_L` as one step from an unbatched state."""
 
+    def augment(self, problem: "Problem", key: jax.Array) -> "Problem":
+        """A random problem with the same solutions as an unbatched one; training sees these, evaluation does not."""
+
     def legal_steps(self, state: TaskState) -> "Steps":
         """All legal steps of an unbatched state, for tasks that can list them."""
 

@@ -25,7 +25,7 @@ def get_config() -> Config:
         warm_start=WarmStartConfig(data="random_play", num_steps=500, batch_size=128),
         optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, ema_decay=0.99),
         search=SearchConfig(num_simulations=16, num_candidates=16, max_considered=4, value_scale=0.4),
-        targets=TargetConfig(nodes="all", rows_per_tree=4, policy="rest"),
+        targets=TargetConfig(nodes="all", rows_per_tree=6, policy="rest"),
         training=TrainingConfig(num_iterations=180, problems_per_iteration=64, learner_steps=16, rows_per_lane=1),
         evaluation=EvaluationConfig(every=30, num_problems=96, num_simulations=32),
         checkpoints=CheckpointConfig(every=30, keep=2),

@@ -185,6 +185,18 @@ class Arithmetic:
         solved = running & done & chain_legal & (num == state.target_num) & (den == state.target_den)
         return Transition(state=new_state, reward=solved.astype(jnp.float32), done=done, legal=legal)
 
+    def augment(self, problem: Problem, key: jax.Array) -> Problem:
+        """The same unbatched problem with its numbers in another order, drawn uniformly."""
+        order = jax.random.permutation(key, self.num_numbers)
+        state = problem.state
+        # The prompt is the start token, one token for each number, the arrow, the target and a newline.
+        numbers = problem.tokens_P[1 : 1 + self.num_numbers][order]
+        return dataclasses.replace(
+            problem,
+            tokens_P=jnp.asarray(problem.tokens_P).at[1 : 1 + self.num_numbers].set(numbers),
+            state=dataclasses.replace(state, num_n=state.num_n[order], den_n=state.den_n[order]),
+        )
+
     def legal_steps(self, state: ArithmeticState) -> Steps:
         """All legal steps of `state`, for sums and products with the larger number first, each different text once.
 

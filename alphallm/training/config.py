@@ -43,6 +43,7 @@ class TrainingConfig:
     rows_per_lane: int = 2  # drawn of each lane for a learner step.
     replay_capacity: int = 256  # rows of a lane.
     candidates_per_row: int = 8  # of a row's K candidates, those that a learner step looks at.
+    augment: bool = True  # show each problem in a random equivalent form: symmetries, as in AlphaGo Zero.
     unmasked_fraction: float = 0.25  # of problems searched without the legality mask.
     reanalyse_fraction: float = 0.0  # of problems taken from the replay instead of the training split.
     value_weight: float = 1.0  # of the value loss.

@@ -72,12 +72,18 @@ class Steps:
             index = jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
             chosen = jax.tree.map(lambda x: x[index], source)
             if not isinstance(source, Chain):
+                chosen = self._augment(chosen, keys)
                 chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
             loss = lambda p: learner.chain_loss(self.model, p, chosen, config.training.value_weight)
             return learner.update(state, config.optimizer, total_steps(config), loss)
 
         state, metrics = lax.scan(step, state, jnp.arange(WARM_STEPS_PER_CALL))
         return state, jax.tree.map(lambda x: x[-1], metrics)
+
+    def _augment(self, problem: Problem, key_B) -> Problem:
+        if not self.config.training.augment:
+            return problem
+        return jax.vmap(lambda p, k: self.task.augment(p, jax.random.fold_in(k, 2**24)))(problem, key_B)
 
     def _self_play(self, params, stored: Replay, problem: Problem, lane_B, key):
         """Searches one problem a lane; some are taken from the replay again, with today's parameters."""
@@ -90,6 +96,7 @@ class Steps:
             problem = jax.tree.map(
                 lambda new, o: jnp.where(again.reshape((-1,) + (1,) * (new.ndim - 1)), o, new), problem, old
             )
+        problem = self._augment(problem, keys)
         rows, metrics = actor.self_play(self.model, self.task, self.config, params, problem, keys)
         return rows, problem, lax.pmean(metrics, AXIS)
 

@@ -5,6 +5,7 @@ import os
 import random
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -317,3 +318,17 @@ def test_a_bad_config_is_refused():
         make_task(TaskConfig(max_step_tokens=5))
     with pytest.raises(ValueError, match="vmap over a batch"):
         task_of("game24").step(task_of("game24").problem("4 9 10 13").state, np.zeros((2, 8), np.int32), 6)
+
+
+def test_an_augmented_problem_has_the_same_numbers_in_another_order():
+    task = make_task(TaskConfig())
+    problem = jax.tree.map(jnp.asarray, task.problem("2 4 6 8"))
+    keys = jax.random.split(jax.random.key(0), 200)
+    augmented = jax.jit(jax.vmap(lambda key: task.augment(problem, key)))(keys)
+    texts = {task.vocabulary.decode(tokens.tolist()) for tokens in np.asarray(augmented.tokens_P)}
+    assert len(texts) == 24  # every order of four numbers comes up.
+    for text, numbers in zip(
+        map(task.vocabulary.decode, augmented.tokens_P.tolist()), augmented.state.num_n, strict=True
+    ):
+        assert text == " ".join(map(str, numbers.tolist())) + " -> 24\n"
+        assert sorted(numbers.tolist()) == [2, 4, 6, 8]
