@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from alphallm.config import run_main
+from alphallm.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUDGETS = (400, 1000, 3200)  # generated tokens a puzzle; 3200 is a search of 32 simulations.
@@ -47,7 +48,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 def _run(module: str, *options: str) -> None:
     command = [sys.executable, "-m", module, *options]
     print("$", " ".join(command), flush=True)
-    subprocess.run(command, check=True)
+    if subprocess.run(command, check=False).returncode:
+        raise UserError(f"{module} failed, as it says above; the same command goes on from there.")
 
 
 if __name__ == "__main__":
