@@ -5,6 +5,7 @@ the config and the tick alone, so a run that was killed and continued ends with 
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -115,13 +116,16 @@ class Trainer:
         return State(parallel.first(state.learner), stored)
 
 
-def train(config: Config, workdir: str, console=None) -> dict[str, float]:
-    """Runs or continues the run in `workdir` to its end; returns the last evaluation.
+def train(
+    config: Config, workdir: str, console=None, make_trainer: Callable[[Config], Trainer] = Trainer
+) -> dict[str, float]:
+    """Runs or continues the run in `workdir` to its end; returns the last evaluation, {method: solve rate}.
 
-    Raises UserError where the folder holds a run of another config, or the loss is no longer a number.
+    `make_trainer` is for studies that change what an iteration does. Raises UserError where the folder holds a run of
+    another config, or the loss is no longer a number.
     """
     run_folder.check_same_config(workdir, config, FREE_FIELDS)
-    trainer = Trainer(config)
+    trainer = make_trainer(config)
     run_folder.write_config(workdir, to_dict(config))
     state, start = _restore(trainer, workdir)
     texts = problem_texts(config, "validation")[: config.evaluation.num_problems]
