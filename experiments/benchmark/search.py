@@ -14,6 +14,7 @@ Compiled programs are not taken from the persistent cache, and compilations are 
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -213,7 +214,7 @@ def measure_growth(quick: bool) -> dict[str, Any]:
         expansions, depth, _ = jax.block_until_ready(compiled(params, problems, seed))
         jax.effects_barrier()
         times = sorted(clock)
-        each = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        each = [later - earlier for earlier, later in itertools.pairwise(times)]
         early, late = statistics.median(each[16:48]), statistics.median(each[-32:])
         every_256 = [statistics.median(each[i : i + 32]) for i in range(0, len(each) - 31, 128)]
         repeats.append({
@@ -282,7 +283,9 @@ def show_peak(rows, peaks) -> None:
     from alphallm.display import print_table
 
     del peaks
-    table = [{"cores": r["cores"], "GFLOP/s": r["flops"] / 1e9, "per core": r["flops"] / 1e9 / r["cores"]} for r in rows]
+    table = [
+        {"cores": r["cores"], "GFLOP/s": r["flops"] / 1e9, "per core": r["flops"] / 1e9 / r["cores"]} for r in rows
+    ]
     print_table("Matrix-product peak, float32", table)
 
 

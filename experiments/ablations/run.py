@@ -1,0 +1,199 @@
+"""What each part is worth: one table of named overrides x seeds, trained, evaluated, printed and drawn by one command.
+
+python -m experiments.ablations.run [--base=configs/game24_cpu.py] [--output=runs/ablations] [--only=puct,iid]
+
+Runs go to OUTPUT/<name>/<seed>. A finished run is left alone and an unfinished one goes on, so the same command may be
+given again at any time. All runs share the short schedule `COMMON`; what is compared is therefore learning early on.
+Writes table.json and figure.png to --results, here by default.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from absl import flags
+
+from alphallm.config import apply_overrides, load_config, run_main
+from alphallm.errors import UserError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# About three minutes a run on two cores.
+COMMON = {
+    "training.num_iterations": 60, "search.num_simulations": 8, "warm_start.num_steps": 300,
+    "evaluation.every": 30, "evaluation.num_problems": 32, "checkpoints.every": 20,
+}  # fmt: skip
+
+ALL_CANDIDATES = {"targets.policy": "candidates", "training.candidates_per_row": 16}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # The search.
+    "prior_twice": {"search.prior": "policy"},
+    "mixed_value": {"search.completion": "mixed_value"},
+    "backup_value": {"search.backup": "value"},
+    "backup_children": {"search.backup": "children"},
+    "puct": {"search.policy": "puct", "search.dirichlet_fraction": 0.25},
+    # The targets.
+    "root_only": {"targets.nodes": "root"},
+    "target_candidates": ALL_CANDIDATES,
+    "target_sampled": {"targets.policy": "sampled"},
+    # Candidates drawn independently; the target's form is the one that fits them, so compare with target_candidates.
+    "iid": {"search.proposer": "iid", **ALL_CANDIDATES},
+    # What the field does instead.
+    "expert_iteration": {"targets.policy": "verified_paths"},
+    "best_of_n": {},
+}
+MODULES = {"best_of_n": "experiments.ablations.best_of_n"}  # by default alphallm.train.
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("base", "configs/game24_cpu.py", "The config that the overrides change.")
+    flags.DEFINE_string("output", "runs/ablations", "The folder of the runs.")
+    flags.DEFINE_string("results", HERE, "The folder of the table and the figure.")
+    flags.DEFINE_list("only", [], f"Which ablations, of {', '.join(ABLATIONS)}; by default all. They are compared with "
+                      "the first.")  # fmt: skip
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training.")
+    flags.DEFINE_list("override", [], "FIELD=VALUE, added to every run: a shorter schedule to try it out.")
+    flags.DEFINE_integer("num_problems", 0, "How many validation problems to evaluate on; 0 takes all.")
+
+
+def main(arguments: list[str], overrides: dict[str, str]) -> None:
+    del overrides
+    options = flags.FLAGS
+    if arguments:
+        raise UserError(f"{arguments[0]!r} is not an option; see --help for those that there are.")
+    names = options.only or list(ABLATIONS)
+    for name in names:
+        if name not in ABLATIONS:
+            raise UserError(f"There is no ablation {name!r}: give some of {', '.join(ABLATIONS)}.")
+    everywhere = COMMON | dict(item.split("=", 1) for item in options.override)
+    for name in names:  # A name or a value that a config does not know is told before hours of training.
+        apply_overrides(load_config(options.base), {**everywhere, **ABLATIONS[name]})
+    outcomes: dict[str, dict[str, Any]] = {}
+    # Seed after seed, so that every ablation has a first result early.
+    for seed in options.seeds:
+        for name in names:
+            folder = os.path.join(options.output, name, str(seed))
+            train(name, options.base, folder, {**everywhere, **ABLATIONS[name], "seed": seed})
+            outcomes.setdefault(name, {})[seed] = evaluated(folder, options.num_problems)
+            report(outcomes, options.results, options.base, everywhere)
+
+
+def train(name: str, base: str, folder: str, overrides: dict[str, Any]) -> None:
+    if os.path.exists(os.path.join(folder, "export", "weights.safetensors")):
+        return
+    fields = [f"--config.{field}={value}" for field, value in overrides.items()]
+    module = MODULES.get(name, "alphallm.train")
+    command = [sys.executable, "-m", module, f"--config={base}", f"--workdir={folder}", *fields]
+    print("$", " ".join(command), flush=True)
+    if subprocess.run(command, check=False).returncode:
+        raise UserError(f"{module} failed in {folder!r}, as it says above; the same command goes on from there.")
+
+
+def evaluated(folder: str, num_problems: int) -> dict[str, list[float]]:
+    """Reward on each validation problem by method, from the run's folder if it is known there already."""
+    path = os.path.join(folder, f"ablation_{num_problems or 'all'}.json")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    from alphallm.evaluation import compare
+    from alphallm.models import LanguageModel
+    from alphallm.tasks import make_task
+    from alphallm.training.loop import load_params, problem_texts
+    from alphallm.training.validation import Validation
+
+    config, params = load_params(os.path.join(folder, "export"))
+    task = make_task(config.task)
+    texts = problem_texts(config, "validation")
+    validation = Validation(
+        LanguageModel(config.model, task.vocabulary.size), task, config, texts[: num_problems or len(texts)]
+    )
+    solved = {
+        name: compare.solve_all(validation.model, task, method, params, validation.problems)[0].reward_B.tolist()
+        for name, method in validation.methods.items()
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(solved, file)
+    return solved
+
+
+def report(outcomes: dict[str, dict[str, Any]], folder: str, base: str, common: dict[str, Any]) -> None:
+    """Prints and writes the table and the figure of all runs so far."""
+    from alphallm.display import print_table
+
+    rows = table(outcomes)
+    print_table("Solve rates on validation problems, with 95 % intervals over problems and seeds", printed(rows))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    about = {"base": base, "common": common, "ablations": ABLATIONS, "commit": commit.stdout.strip()}
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "table.json"), "w", encoding="utf-8") as file:
+        json.dump({**about, "rows": rows}, file, indent=1)
+    draw(rows, os.path.join(folder, "figure.png"))
+
+
+def table(outcomes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each ablation and method: solve rate and paired difference from the first ablation, with intervals.
+
+    Differences are taken over the seeds that both have, and their intervals over problems; `by_seed` shows how much of
+    a difference is the seed's.
+    """
+    import dataclasses
+
+    import numpy as np
+
+    from alphallm.evaluation import intervals
+
+    reference, rows = next(iter(outcomes)), []
+    for name, by_seed in outcomes.items():
+        shared = [seed for seed in by_seed if seed in outcomes[reference]]
+        for method in next(iter(by_seed.values())):
+            solved_SB = np.array([by_seed[seed][method] for seed in by_seed])
+            row = {"ablation": name, "method": method, "by_seed": solved_SB.mean(1).tolist()}
+            row |= dataclasses.asdict(intervals.solve_rate(solved_SB))
+            if name != reference and shared:
+                pair = [np.array([one[seed][method] for seed in shared]) for one in (by_seed, outcomes[reference])]
+                row["difference"] = dataclasses.asdict(intervals.paired_difference(*pair))
+            rows.append(row)
+    return rows
+
+
+def printed(rows: list[dict[str, Any]]) -> list[dict[str, object]]:
+    """One line for each ablation: "rate [low, high]" and the difference, by method."""
+    lines: dict[str, dict[str, object]] = {}
+    for row in rows:
+        line = lines.setdefault(row["ablation"], {"ablation": row["ablation"], "seeds": len(row["by_seed"])})
+        text = f"{row['estimate']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"
+        if "difference" in row:
+            gap = row["difference"]
+            text += f" {gap['estimate']:+.3f}{'*' if gap['low'] > 0 or gap['high'] < 0 else ''}"
+        line[row["method"]] = text
+    return list(lines.values())
+
+
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["ablation"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure = Figure(figsize=(3 * len(methods), 1.2 + 0.3 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for axes, method in zip(panels, methods, strict=True):
+        here = [row for row in rows if row["method"] == method]
+        places = [names.index(row["ablation"]) for row in here]
+        rates = [row["estimate"] for row in here]
+        spread = [[r["estimate"] - r["low"] for r in here], [r["high"] - r["estimate"] for r in here]]
+        axes.errorbar(rates, places, xerr=spread, fmt="o", color="C0", capsize=2)
+        for row, place in zip(here, places, strict=True):
+            axes.plot(row["by_seed"], [place] * len(row["by_seed"]), "|", color="C1", markersize=8)
+        axes.axvline(rates[0], color="0.7", linewidth=1, zorder=0)
+        axes.set(title=method, xlim=(0, 1), xlabel="solve rate", yticks=range(len(names)), yticklabels=names)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_main(main)

@@ -1,0 +1,308 @@
+"""Kills a small run again and again: `python -m experiments.survival [--kills=20] [--cpu_devices=1,2]`.
+
+A run is trained once without interruption. Then the same run is killed with SIGKILL at random moments (while it starts
+and compiles, while it trains, while it saves), and started again each time until it ends. It survives if
+
+*   every restart continues exactly from the newest checkpoint that was complete when it was killed,
+*   everything in the last checkpoint (parameters, their average, optimizer, replay) equals the unbroken run's, bit for
+    bit, and so do the weights that it exported,
+*   and so does every logged metric of every tick, logged once.
+
+A second table shows what a user is told where a run can not go on, that the exit status says so, and that the
+checkpoints before are as they were. The kills share one cache of compiled programs, empty at first, so that some fall
+into compiling and into writing that cache.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from alphallm.config import run_main
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = "configs/debug.py"
+TINY = {
+    "model.num_layers": 1, "model.width": 32, "model.hidden_dim": 64, "model.head_dim": 16,
+    "search.num_simulations": 4, "search.num_candidates": 4, "search.max_considered": 4,
+    "warm_start.num_steps": 40, "warm_start.batch_size": 4,
+    "training.problems_per_iteration": 4, "training.learner_steps": 2, "training.rows_per_lane": 1,
+    "training.replay_capacity": 16, "training.candidates_per_row": 4, "targets.rows_per_tree": 4,
+    "training.reanalyse_fraction": 0.25, "evaluation.num_simulations": 4,
+}  # fmt: skip
+KINDS = ("start", "train", "save")
+
+
+def define_flags() -> None:
+    flags.DEFINE_integer("kills", 20, "How often the run is killed; 0 only shows what is said.")
+    flags.DEFINE_integer("ticks", 0, "The run's length; by default three ticks for each kill.")
+    flags.DEFINE_integer("seed", 0, "Of the moments of the kills.")
+    flags.DEFINE_list("cpu_devices", ["1", "2"], "On how many virtual devices; the whole is done once for each.")
+    flags.DEFINE_bool("failures", True, "Also show what is said where a run can not go on.")
+    flags.DEFINE_string("output", "", "A folder for the runs; by default one that is deleted in the end.")
+
+
+def main(arguments: list[str], overrides: dict[str, str]) -> None:
+    del arguments, overrides
+    from alphallm.display import print_table
+
+    options = flags.FLAGS
+    with tempfile.TemporaryDirectory() as temporary:
+        root = pathlib.Path(options.output or temporary)
+        faults: list[str] = []
+        for devices in map(int, options.cpu_devices if options.kills else []):
+            ticks = options.ticks or max(12, 3 * options.kills)
+            kills, found = survive(root / f"devices_{devices}", options.kills, ticks, devices, options.seed)
+            print_table(f"{devices} devices", [dataclasses.asdict(kill) for kill in kills])
+            print(f"{devices} devices: {'; '.join(found) or 'equal to the unbroken run, bit for bit'}", flush=True)
+            faults += found
+        if options.failures:
+            rows = failures(root / "failures")
+            print_table("What is said", rows)
+            faults += [row["case"] for row in rows if row["verdict"] != "right"]
+    if faults:
+        sys.exit(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    kind: str
+    seconds: float  # after the start of the process.
+    logged: int  # the last tick in its metrics.
+    checkpoint: int  # the newest complete one at that moment, 0 if there is none.
+    continued: int  # the checkpoint that the next process continued from.
+
+
+def survive(root: pathlib.Path, number: int, ticks: int, devices: int, seed: int) -> tuple[list[Kill], list[str]]:
+    """Kills a run `number` times: the kills, and what was wrong (nothing, if all is well)."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    unbroken, killed = root / "unbroken", root / "killed"
+    arguments = train_arguments(ticks)
+    began = time.monotonic()
+    start(arguments, unbroken, devices, root / "cache_unbroken").communicate()
+    whole = time.monotonic() - began
+    if not (unbroken / "export").is_dir():
+        return [], ["the unbroken run failed"]
+    generator = random.Random(seed)
+    # Every kind of moment a third of the time, in random order; the first kill falls into the first compilation.
+    kinds = ["start", *(KINDS[i % 3] for i in range(1, number))]
+    kinds[1:] = generator.sample(kinds[1:], number - 1)
+    kills, faults = [], []
+    for i, kind in enumerate(kinds):
+        process = start(arguments, killed, devices, root / "cache_killed")
+        began = time.monotonic()
+        wait_for_moment(process, killed, kind, (i + 1) * ticks // (number + 1), whole if i == 0 else 8.0, generator)
+        process.send_signal(signal.SIGKILL)
+        told = process.communicate()[0]
+        if process.returncode != -signal.SIGKILL:
+            faults.append(f"process {i} ended by itself with status {process.returncode}: {told[-300:]}")
+            break
+        kills.append(Kill(kind, round(time.monotonic() - began, 2), last_logged(killed), newest_checkpoint(killed), -1))
+        note_continuation(kills, first_tick(told), i, faults)
+    process = start(arguments, killed, devices, root / "cache_killed")
+    told = process.communicate()[0]
+    if process.returncode:
+        faults.append(f"the last process ended with status {process.returncode}: {told[-300:]}")
+    else:
+        note_continuation(kills, first_tick(told), len(kills), faults)
+        faults += differences(unbroken, killed)
+    return kills, faults
+
+
+def train_arguments(ticks: int, **changes: Any) -> list[str]:
+    values = {
+        **TINY, "training.num_iterations": ticks - 2, "checkpoints.every": 2, "checkpoints.keep": 2,
+        "evaluation.every": max(1, ticks // 3), **changes,
+    }  # fmt: skip
+    return [f"--config={CONFIG}", *(f"--config.{name}={value}" for name, value in values.items())]
+
+
+def start(arguments: Sequence[str], workdir: pathlib.Path, devices: int, cache: pathlib.Path) -> subprocess.Popen:
+    environment = {
+        **os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "alphallm.train", f"--workdir={workdir}", f"--cpu_devices={devices}", *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_moment(process, workdir: pathlib.Path, kind: str, tick: int, startup: float, generator: random.Random):
+    """Returns at a random moment of the kind: while starting up, after some tick, or in a save after it."""
+    if kind == "start":
+        return wait(process, generator.uniform(0, startup))
+    while process.poll() is None and last_logged(workdir) < max(tick, newest_checkpoint(workdir) + 1):
+        time.sleep(0.005)
+    if kind == "train":
+        return wait(process, generator.uniform(0, 0.2))
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline and not saving(workdir):
+        time.sleep(0.0005)
+    return wait(process, generator.uniform(0, 0.03))
+
+
+def wait(process, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def saving(workdir: pathlib.Path) -> bool:
+    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def newest_checkpoint(workdir: pathlib.Path) -> int:
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
+
+
+def last_logged(workdir: pathlib.Path) -> int:
+    return max((row["step"] for row in logged(workdir)), default=0)
+
+
+def logged(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path, rows = workdir / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # it is being written.
+            break
+    return rows
+
+
+def first_tick(told: str) -> int | None:
+    """The first tick that a process made; None if it made none."""
+    found = re.search(r"tick (\d+)/", told)
+    return int(found.group(1)) if found else None
+
+
+def note_continuation(kills: list[Kill], first: int | None, process: int, faults: list[str]) -> None:
+    """Checks that this process began right after the checkpoint that the kill before it left."""
+    if first is None or process == 0 or process > len(kills):
+        return
+    kills[process - 1] = dataclasses.replace(kills[process - 1], continued=first - 1)
+    expected = kills[process - 1].checkpoint
+    if first - 1 != expected:
+        faults.append(f"process {process} continued from {first - 1}, and the newest checkpoint was {expected}")
+
+
+def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
+    """How two finished runs of one config differ."""
+    import jax
+    import numpy as np
+
+    from alphallm.config import from_dict
+    from alphallm.training.checkpoints import Checkpoints
+    from alphallm.training.config import Config
+    from alphallm.training.loop import Trainer
+
+    config = from_dict(Config, json.loads((one / "config.json").read_text()))
+    template = Trainer(config).initial_state()
+    states = [Checkpoints(run / "checkpoints").restore(template)[0] for run in (one, other)]
+    leaves = zip(*map(jax.tree_util.tree_leaves_with_path, states), strict=True)
+    found = [
+        f"{jax.tree_util.keystr(path)} differs"
+        for (path, x), (_, y) in leaves
+        if np.asarray(x).tobytes() != np.asarray(y).tobytes()
+    ]
+    for name in ("export", "warm_start"):
+        if (one / name / "weights.safetensors").read_bytes() != (other / name / "weights.safetensors").read_bytes():
+            found.append(f"the weights in {name} differ")
+    if logged(one) != logged(other):
+        found.append("metrics.jsonl differs")
+    if (one / "samples.txt").read_bytes() != (other / "samples.txt").read_bytes():
+        found.append("samples.txt differs")
+    return found
+
+
+def failures(root: pathlib.Path) -> list[dict[str, Any]]:
+    """Provokes what a user may meet; each row has the sentence that was said, and whether all was as it should be."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    cache, base = root / "cache", root / "base"
+    plain = train_arguments(6)
+    start(plain, base, 1, cache).communicate()
+
+    def attempt(case: str, words: str, arguments=plain, prepare=lambda run: None, fails=True, copies=True):
+        run = root / re.sub(r"\W+", "_", case)
+        if copies:
+            shutil.copytree(base, run)
+        prepare(run)
+        before = checkpoint_bytes(run)
+        process = start(arguments, run, 1, cache)
+        told = process.communicate()[0]
+        lines = [line for line in told.splitlines() if line.startswith(("error:", "warning:"))]
+        kept = all(checkpoint_bytes(run).get(path) == data for path, data in before.items())
+        right = (process.returncode == int(fails)) and words in told and "Traceback" not in told and len(lines) == 1
+        right = right and (kept or not fails)
+        return {"case": case, "verdict": "right" if right else f"wrong (status {process.returncode})", "said": lines}
+
+    def truncate(run: pathlib.Path):
+        largest = max((run / "checkpoints" / "6").rglob("*"), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:1000])
+
+    def truncate_all(run: pathlib.Path):
+        for step in ("4", "6"):
+            largest = max((run / "checkpoints" / step).rglob("*"), key=lambda path: path.stat().st_size)
+            largest.write_bytes(largest.read_bytes()[:1000])
+
+    def full_log(run: pathlib.Path):
+        (run / "metrics.jsonl").unlink()
+        (run / "metrics.jsonl").symlink_to("/dev/full")
+
+    longer = train_arguments(9)
+    rows = [
+        attempt("workdir of another config", "seed: 0 -> 1", [*plain, "--config.seed=1"]),
+        attempt("not a number", "at tick", train_arguments(9, **{"optimizer.learning_rate": 1e30}), copies=False),
+        attempt("init_from of another shape", "init_from",
+                [*plain, f"--config.init_from={base}", "--config.model.width=64"], copies=False),
+        attempt("truncated checkpoint", "is passed over", longer, truncate, fails=False),
+        attempt("all checkpoints truncated", "Every checkpoint", longer, truncate_all),
+        attempt("foreign folder of checkpoints", "no checkpoints of AlphaLLM", longer,
+                lambda run: (run / "checkpoints" / "ALPHALLM_CHECKPOINTS").unlink()),
+        attempt("full disk, metrics", "No space left", longer, full_log),
+        attempt("unsolvable puzzle", "24", [*plain, "--config.training.overfit=1 1 1 1"], copies=False),
+        attempt("malformed puzzle", "ten", [*plain, "--config.training.overfit=4 9 ten 1"], copies=False),
+    ]  # fmt: skip
+    return [*rows, full_disk(root / "small_disk", cache)]
+
+
+def full_disk(folder: pathlib.Path, cache: pathlib.Path) -> dict[str, Any]:
+    """Trains on a file system of 1.5 MB, in a mount namespace of its own, until a checkpoint does not fit."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "alphallm.train", f"--workdir={folder}/run", "--cpu_devices=1"]
+    inner = f'mount -t tmpfs -o size=1500k tmpfs {folder} && "$@"; status=$?; ls {folder}/run/checkpoints; exit $status'
+    process = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", inner, "sh", *command, *train_arguments(40, **{"checkpoints.keep": 40})],
+        cwd=REPOSITORY, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(cache)},
+    )  # fmt: skip
+    lines = [line for line in process.stderr.splitlines() if line.startswith(("error:", "warning:"))]
+    if not lines and process.returncode and "tick" not in process.stdout:
+        return {"case": "full disk", "verdict": "right", "said": ["(not tried: no right to mount a small disk)"]}
+    kept = [name for name in process.stdout.split() if name.isdecimal() and int(name) > 0]
+    right = process.returncode == 1 and len(lines) == 1 and "Traceback" not in process.stderr and bool(kept)
+    verdict = "right" if right else f"wrong (status {process.returncode}) {process.stderr[-600:]}"
+    return {"case": "full disk", "verdict": verdict, "said": lines}
+
+
+def checkpoint_bytes(run: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    return {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_main(main)
