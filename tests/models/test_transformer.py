@@ -138,4 +138,4 @@ def test_counts_of_parameters_and_flops():
     model, params = make(tied_embeddings=False, qk_norm=False)
     matrices = sum(x.size for name, x in params["layers"].items() if not name.endswith("norm"))
     matrices += params["unembedding"].size + params["value_hidden"].size
-    assert matrices <= model.flops_per_token() / 2 <= 1.05 * matrices
+    assert matrices <= model.flops_per_token() / 2 <= 1.03 * matrices

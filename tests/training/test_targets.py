@@ -49,6 +49,7 @@ class Plain:
             else:
                 self.q.append(float(tree.child_value_BNK[b, n, k]))
                 below.append(float(tree.reward_BNK[b, n, k]) if verified and tree.done_BNK[b, n, k] else 0.0)
+        self.below = below
         self.solved = max([below[k] for k in self.valid], default=0.0)
         self.scale = SEARCH.value_scale * (SEARCH.visit_offset + max(tree.child_visits_BNK[b, n]))
         self.improved, self.value = np.zeros(len(self.q)), self.solved
@@ -63,6 +64,10 @@ class Plain:
         """The policy target, the rest last."""
         out = np.zeros(len(self.q) + 1)
         if not self.valid:
+            return out
+        if kind == "verified_paths":
+            led = [k for k in self.valid if self.below[k] > 0]
+            out[led] = 1 / max(len(led), 1)
             return out
         if kind == "candidates":
             out[:-1] = self.improved
@@ -82,20 +87,24 @@ class Plain:
         return out
 
 
-@pytest.mark.parametrize("kind", ["rest", "candidates", "sampled"])
+@pytest.mark.parametrize("kind", ["rest", "candidates", "sampled", "verified_paths"])
 @pytest.mark.parametrize("mode", MODES)
 def test_plan_is_the_plain_recursion(mode, kind):
     tree, planned = tree_of(mode), planned_of(mode, TargetConfig(policy=kind))
     for b, n in zip(*np.nonzero(tree.expanded_BN), strict=True):
         plain = Plain(tree, b, n, MODES[mode][0])
         close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-3)
-        close(planned.value_BN[b, n], plain.value)
+        # Imitation of verified paths keeps the search's own mean as the node's value.
+        own_mean = kind == "verified_paths"
+        close(planned.value_BN[b, n], tree.value_BN[b, n] if own_mean else plain.value)
         close(planned.solved_BN[b, n], plain.solved)
+        if own_mean:
+            close(planned.policy_BNK1[b, n], plain.policy(tree, b, n, kind))
+            continue
         close(planned.improved_BNK[b, n], plain.improved)
         close(planned.policy_BNK1[b, n], plain.policy(tree, b, n, kind))
-    assert 0 < planned.solved_BN[:, 0].mean() < 1 or mode == "value only"
-    if mode == "value only":
-        assert (planned.solved_BN == 0).all()
+    solved = set(planned.solved_BN[tree.expanded_BN])
+    assert solved == ({0.0} if mode == "value only" else {0.0, 1.0})
 
 
 def paths(tree, b):
