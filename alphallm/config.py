@@ -150,7 +150,7 @@ def _keep_compiled() -> None:
     """Lets a run that is continued, and the next command, find what was compiled before."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/alphallm/compiled"))
 
 

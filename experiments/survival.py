@@ -85,14 +85,19 @@ class Kill:
     continued: int  # the checkpoint that the next process continued from.
 
 
-def survive(root: pathlib.Path, number: int, ticks: int, devices: int, seed: int) -> tuple[list[Kill], list[str]]:
-    """Kills a run `number` times: the kills, and what was wrong (nothing, if all is well)."""
+def survive(
+    root: pathlib.Path, number: int, ticks: int, devices: int, seed: int, cache: pathlib.Path | None = None
+) -> tuple[list[Kill], list[str]]:
+    """Kills a run `number` times: the kills, and what was wrong (nothing, if all is well).
+
+    `cache` keeps compiled programs; without it two new ones are used, so that the killed run has to compile.
+    """
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     unbroken, killed = root / "unbroken", root / "killed"
     arguments = train_arguments(ticks)
     began = time.monotonic()
-    start(arguments, unbroken, devices, root / "cache_unbroken").communicate()
+    start(arguments, unbroken, devices, cache or root / "cache_unbroken").communicate()
     whole = time.monotonic() - began
     if not (unbroken / "export").is_dir():
         return [], ["the unbroken run failed"]
@@ -102,9 +107,10 @@ def survive(root: pathlib.Path, number: int, ticks: int, devices: int, seed: int
     kinds[1:] = generator.sample(kinds[1:], number - 1)
     kills, faults = [], []
     for i, kind in enumerate(kinds):
-        process = start(arguments, killed, devices, root / "cache_killed")
+        process = start(arguments, killed, devices, cache or root / "cache_killed")
         began = time.monotonic()
-        wait_for_moment(process, killed, kind, (i + 1) * ticks // (number + 1), whole if i == 0 else 8.0, generator)
+        startup = min(whole, whole if i == 0 else 8.0)
+        wait_for_moment(process, killed, kind, (i + 1) * ticks // (number + 1), startup, generator)
         process.send_signal(signal.SIGKILL)
         told = process.communicate()[0]
         if process.returncode != -signal.SIGKILL:
@@ -112,7 +118,7 @@ def survive(root: pathlib.Path, number: int, ticks: int, devices: int, seed: int
             break
         kills.append(Kill(kind, round(time.monotonic() - began, 2), last_logged(killed), newest_checkpoint(killed), -1))
         note_continuation(kills, first_tick(told), i, faults)
-    process = start(arguments, killed, devices, root / "cache_killed")
+    process = start(arguments, killed, devices, cache or root / "cache_killed")
     told = process.communicate()[0]
     if process.returncode:
         faults.append(f"the last process ended with status {process.returncode}: {told[-300:]}")
