@@ -3,8 +3,8 @@
 python -m experiments.game24_cpu.run --output=runs/game24_cpu [--seeds=0,1,2]
 
 Trains each seed into OUTPUT/seed_N (a finished one is left alone, an unfinished one goes on), evaluates them and the
-first seed's warm start, and writes here what the README shows: training.png, evaluation.json, evaluation.png, and the
-first seed's weights.
+first seed's warm start, and writes here what the README shows: training.png, tables and figures of both
+comparisons, and the first seed's weights.
 """
 
 import os
@@ -18,7 +18,11 @@ from alphallm.config import run_main
 from alphallm.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-BUDGETS = (400, 1000, 3200)  # generated tokens a puzzle; 3200 is a search of 32 simulations.
+# Generated tokens a puzzle: 3200 is a search of 32 simulations, 300 is value-greedy's choice among 16 candidates.
+COMPARISONS = (
+    ("at_equal_tokens", "--methods=greedy,best_of_n,majority,search,search_uniform", "--budgets=400,1000,3200"),
+    ("value_greedy", "--methods=value_greedy", "--budgets=300"),
+)
 
 
 def define_flags() -> None:
@@ -31,14 +35,9 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     runs = [os.path.join(flags.FLAGS.output, f"seed_{seed}") for seed in flags.FLAGS.seeds]
     for seed, run in zip(flags.FLAGS.seeds, runs, strict=True):
         _run("alphallm.train", "--config=configs/game24_cpu.py", f"--workdir={run}", f"--config.seed={seed}")
-    _run(
-        "alphallm.evaluate",
-        f"--workdir={','.join([*runs, os.path.join(runs[0], 'warm_start')])}",
-        "--split=test",
-        f"--budgets={','.join(map(str, BUDGETS))}",
-        "--seeds=1",
-        f"--output={HERE}",
-    )
+    judged = f"--workdir={','.join([*runs, os.path.join(runs[0], 'warm_start')])}"
+    for output, methods, budgets in COMPARISONS:
+        _run("alphallm.evaluate", judged, "--split=test", methods, budgets, f"--output={os.path.join(HERE, output)}")
     from alphallm.evaluation.curves import plot_training
 
     plot_training(runs, os.path.join(HERE, "training.png"))
