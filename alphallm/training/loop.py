@@ -127,16 +127,17 @@ def train(
     run_folder.check_same_config(workdir, config, FREE_FIELDS)
     trainer = make_trainer(config)
     run_folder.write_config(workdir, to_dict(config))
-    state, start = _restore(trainer, workdir)
     texts = problem_texts(config, "validation")[: config.evaluation.num_problems]
     validation = Validation(trainer.model, trainer.task, config, texts)
-    results: dict[str, float] = {}
+    checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), config.checkpoints.keep)
+    state, start = _restore(trainer, checkpoints)
     with (
         run_folder.RunLog(workdir) as log,
-        Checkpoints(os.path.join(workdir, "checkpoints"), config.checkpoints.keep) as checkpoints,
+        checkpoints,
         Progress("tick", total=trainer.num_ticks, done=start, console=console) as progress,
     ):
         log.cut_back(start)
+        results = _last_results(workdir)
         for tick in range(start, trainer.num_ticks):
             state, metrics = trainer.tick(state, tick)
             done = tick + 1
@@ -156,14 +157,27 @@ def train(
     return results
 
 
-def _restore(trainer: Trainer, workdir: str) -> tuple[State, int]:
-    """The newest checkpoint's state on the devices, and its tick; or a fresh state and 0."""
+def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[State, int]:
+    """The newest checkpoint's state on the devices, and its tick; or a fresh state and 0.
+
+    `checkpoints` is the one that the run will save to: it has to know which ones were found damaged.
+    """
     fresh = trainer.initial_state()
-    checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), trainer.config.checkpoints.keep)
     if checkpoints.latest() is None:
         return trainer.to_devices(fresh), 0
     state, meta = checkpoints.restore(fresh)
     return trainer.to_devices(state), meta["tick"]
+
+
+def _last_results(workdir: str) -> dict[str, float]:
+    """The newest evaluation in a run's metrics: a run that had ended, or nearly, exports it again."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    rows = run_folder.read_rows(path) if os.path.exists(path) else []
+    prefix = "validation/"
+    found: dict[str, float] = {}
+    for row in rows:
+        found = {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)} or found
+    return found
 
 
 def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
