@@ -1,0 +1,169 @@
+"""A run is its config and its tick: stopped anywhere, or killed, it goes on as if it had not been."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from alphallm.config import apply_overrides, load_config
+from alphallm.errors import UserError
+from alphallm.training import loop
+from alphallm.training.checkpoints import Checkpoints
+from alphallm.training.loop import Trainer, train
+from experiments import survival
+
+# Three ticks of warm start and self-play, and evaluations of the one puzzle: everything is compiled, and tiny.
+CONFIG = apply_overrides(
+    load_config(survival.REPOSITORY / survival.CONFIG),
+    {**survival.TINY, "warm_start.num_steps": 20, "training.num_iterations": 4, "evaluation.every": 100,
+     "checkpoints.every": 2},
+)  # fmt: skip
+
+
+class OnePuzzle:
+    """In place of `Validation`, whose methods are tested elsewhere and take most of a minute to compile."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def __call__(self, params):
+        return {"search": float(np.abs(params["final_norm"]).sum())}, []
+
+
+@pytest.fixture(autouse=True)
+def without_validation(monkeypatch):
+    monkeypatch.setattr(loop, "Validation", OnePuzzle)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    """One trainer of CONFIG for all tests, so that it is compiled once: it keeps nothing from tick to tick."""
+    return Trainer(CONFIG)
+
+
+def states_equal(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def final_state(workdir):
+    return Checkpoints(workdir / "checkpoints").restore(Trainer(CONFIG).initial_state())
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(trainer, tick):
+    """The trainer, but it is stopped when it should make a tick."""
+
+    class Stopping:
+        def __getattr__(self, name):
+            return getattr(trainer, name)
+
+        def tick(self, state, now):
+            if now == tick:
+                raise Stopped
+            return trainer.tick(state, now)
+
+    return Stopping()
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, trainer):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(CONFIG, str(whole), make_trainer=lambda _: trainer)
+    # Ticks 1 (warm start), 2 and 4 end with a checkpoint; ticks 3 and 4 are lost and made again.
+    for tick in (1, 3, 4):
+        with pytest.raises(Stopped):
+            train(CONFIG, str(stopped), make_trainer=lambda _, tick=tick: stopping(trainer, tick))
+    train(CONFIG, str(stopped), make_trainer=lambda _: trainer)
+    (one, meta), (other, other_meta) = final_state(whole), final_state(stopped)
+    assert meta == other_meta == {"tick": 5, "iteration": 4}
+    assert states_equal(one, other)
+    rows = survival.logged(stopped)
+    assert rows == survival.logged(whole)
+    assert [row["step"] for row in rows if "loss/policy" in row] == [1, 2, 3, 4, 5]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_saved_again(tmp_path, trainer):
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    train(CONFIG, str(whole), make_trainer=lambda _: trainer)
+    shutil.copytree(whole, damaged)
+    assert Checkpoints(damaged / "checkpoints").steps() == [4, 5]
+    largest = max((damaged / "checkpoints" / "5").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    train(CONFIG, str(damaged), make_trainer=lambda _: trainer)
+    (one, meta), (other, other_meta) = final_state(whole), final_state(damaged)
+    assert meta == other_meta == {"tick": 5, "iteration": 4}
+    assert states_equal(one, other)
+
+
+def test_a_run_that_had_ended_exports_the_same_again(tmp_path, trainer):
+    first = train(CONFIG, str(tmp_path), make_trainer=lambda _: trainer)
+    files = ("weights.safetensors", "metrics.json", "config.json")
+    exported = [(tmp_path / "export" / name).read_bytes() for name in files]
+    shutil.rmtree(tmp_path / "export")  # as if it had been killed after its last checkpoint.
+    assert train(CONFIG, str(tmp_path), make_trainer=lambda _: trainer) == first != {}
+    assert [(tmp_path / "export" / name).read_bytes() for name in files] == exported
+
+
+def test_states_that_differ_in_one_bit_are_told_apart():
+    state = Trainer(CONFIG).initial_state()
+    assert states_equal(state, state)
+    learner = dataclasses.replace(state.learner, step=state.learner.step + 1)
+    assert not states_equal(state, dataclasses.replace(state, learner=learner))
+
+
+def test_a_tick_depends_on_seed_and_tick_only(trainer):
+    started = [trainer.to_devices(trainer.initial_state()) for _ in range(3)]
+    first, _ = trainer.tick(started[0], 1)
+    again, _ = trainer.tick(started[1], 1)
+    later, _ = trainer.tick(started[2], 2)
+    first, again, later = (trainer.to_host(state) for state in (first, again, later))
+    assert states_equal(first, again)
+    assert not states_equal(first.learner.params, later.learner.params)
+
+
+def test_a_run_of_another_config_is_refused_and_left_alone(tmp_path):
+    from alphallm.config import to_dict
+    from alphallm.training import run_folder
+
+    run_folder.write_config(tmp_path, to_dict(CONFIG))
+    changes = {"seed": 3, "model.width": 64, "training.num_iterations": 9}
+    with pytest.raises(UserError, match=r"seed: 0 -> 3; model.width: 32 -> 64\)"):
+        train(apply_overrides(CONFIG, changes), str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text()) == to_dict(CONFIG)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path, trainer):
+    class Diverging:
+        def __getattr__(self, name):
+            return getattr(trainer, name)
+
+        def tick(self, state, now):
+            state, metrics = trainer.tick(state, now)
+            return state, {**metrics, "loss/value": float("nan")} if now == 3 else metrics
+
+    with pytest.raises(UserError, match="loss/value is nan at tick 4: training stopped"):
+        train(CONFIG, str(tmp_path), make_trainer=lambda _: Diverging())
+    assert Checkpoints(tmp_path / "checkpoints").latest() == 2
+
+
+def test_weights_of_another_shape_are_refused(tmp_path, monkeypatch):
+    narrow = Trainer(CONFIG).initial_state().learner.params
+    wide = Trainer(apply_overrides(CONFIG, {"model.width": 64})).initial_state().learner.params
+    monkeypatch.setattr(loop, "load_params", lambda folder: (CONFIG, narrow))
+    assert loop.initial_params("runs/x", narrow).keys() == narrow.keys()
+    with pytest.raises(UserError, match=r"init_from='runs/x' has \(.*\) for .*, and this config's model has"):
+        loop.initial_params("runs/x", wide)
+
+
+def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
+    cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    kills, faults = survival.survive(tmp_path, number=2, ticks=8, devices=1, seed=0, cache=cache)
+    assert faults == [] and len(kills) == 2
