@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def log1mexp(x):
@@ -14,10 +15,17 @@ def log1mexp(x):
     return jnp.where(near, near_value, far_value)
 
 
-def masked_mean(x, mask) -> jax.Array:
-    """Mean of x where mask (same shape; bool or weights >= 0); 0 where the mask is empty."""
+def masked_mean(x, mask, axis: str | None = None) -> jax.Array:
+    """Mean of x where mask (same shape; bool or weights >= 0); 0 where the mask is empty.
+
+    With the name of a device axis, this device's share of the mean over all devices: the mean of the shares is that
+    mean, also where the devices' masks differ in size.
+    """
     mask = mask.astype(jnp.float32)
-    return jnp.sum(jnp.where(mask > 0, x, 0.0) * mask) / jnp.maximum(jnp.sum(mask), 1e-9)
+    total = jnp.sum(mask)
+    if axis is not None:
+        total = lax.pmean(total, axis)
+    return jnp.sum(jnp.where(mask > 0, x, 0.0) * mask) / jnp.maximum(total, 1e-9)
 
 
 def binary_cross_entropy(logit, target) -> jax.Array:

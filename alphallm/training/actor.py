@@ -1,5 +1,7 @@
 """The actor: search a batch of problems and turn the trees into rows; and the random legal play of the warm start."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,7 +15,7 @@ from alphallm.training.learner import Chain
 from alphallm.types import Problem
 
 
-def self_play(model: LanguageModel, task, config: Config, params, problem: Problem, key_B: jax.Array):
+def self_play(model: LanguageModel, task, config: Config, params, problem: Problem, key_B: jax.Array, axis=None):
     """Searches each problem once and returns its rows [B, M] and the metrics of this device's batch.
 
     A share of the problems is searched without the legality mask, so that the value head meets what it must judge where
@@ -25,11 +27,12 @@ def self_play(model: LanguageModel, task, config: Config, params, problem: Probl
     tree = search(model, task, config.search, params, problem, key_B, verified_B, masked_B)
     planned = targets.plan(tree, config.search, config.targets, verified_B)
     rows = targets.rows(tree, planned, problem, config.targets, key_B)
-    return rows, metrics(tree, planned, rows)
+    return rows, metrics(tree, planned, rows, axis)
 
 
-def metrics(tree, planned: targets.Planned, rows: targets.Row) -> dict[str, jax.Array]:
+def metrics(tree, planned: targets.Planned, rows: targets.Row, axis: str | None = None) -> dict[str, jax.Array]:
     """How the search went, and how far its improved policy is from the prior. Means over what exists."""
+    mean = functools.partial(masked_mean, axis=axis)
     root_written = tree.written_BNK[:, 0]
     log_prob = jnp.where(root_written, tree.log_prob_BNK[:, 0], -1e9)
     prior = jax.nn.softmax(jnp.where(tree.valid_BNK, tree.prior_logits_BNK, -1e9))
@@ -43,13 +46,13 @@ def metrics(tree, planned: targets.Planned, rows: targets.Row) -> dict[str, jax.
         "search/root_value": jnp.mean(planned.value_BN[:, 0]),
         "search/raw_root_value": jnp.mean(tree.raw_value_BN[:, 0]),
         "search/expanded": jnp.mean(jnp.sum(tree.expanded_BN, -1).astype(jnp.float32)),
-        "search/mean_depth": masked_mean(tree.depth_BN.astype(jnp.float32), tree.expanded_BN),
+        "search/mean_depth": mean(tree.depth_BN.astype(jnp.float32), tree.expanded_BN),
         "search/tokens": jnp.mean(tree.tokens_generated_B.astype(jnp.float32)),
         "search/finished": jnp.mean(jnp.sum(finished, (1, 2)).astype(jnp.float32)),
-        "policy/legal": masked_mean(tree.legal_BNK.astype(jnp.float32), tree.written_BNK),
-        "policy/unique": masked_mean(jnp.sum(tree.written_BNK, -1).astype(jnp.float32), tree.expanded_BN),
+        "policy/legal": mean(tree.legal_BNK.astype(jnp.float32), tree.written_BNK),
+        "policy/unique": mean(jnp.sum(tree.written_BNK, -1).astype(jnp.float32), tree.expanded_BN),
         "policy/root_mass_written": jnp.mean(jnp.sum(jnp.exp(log_prob), -1)),
-        "policy/improvement_kl": masked_mean(distance, has_choice),
+        "policy/improvement_kl": mean(distance, has_choice),
         "rows": jnp.mean(jnp.sum(rows.valid, -1).astype(jnp.float32)),
     }
 

@@ -5,6 +5,7 @@ prompt, the path and itself. Nothing is computed twice for a shared prefix.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +105,9 @@ def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn)
     return Learner(params, average, optimizer, learner.step + 1), metrics
 
 
-def row_loss(model: LanguageModel, params, rows: Row, config: Config):
-    """Policy and value loss of rows [R, ...]."""
+def row_loss(model: LanguageModel, params, rows: Row, config: Config, axis: str | None = None):
+    """Policy and value loss of rows [R, ...]: this device's share of the mean over a device axis, if there is one."""
+    mean = functools.partial(losses.masked_mean, axis=axis)
     rows = _fewer_candidates(rows, config.training.candidates_per_row)
     log_prob_RK, value_RK, value_R = score(model, params, rows)
     if config.targets.policy == "candidates":
@@ -116,21 +118,19 @@ def row_loss(model: LanguageModel, params, rows: Row, config: Config):
         policy_R = -jnp.sum(rows.policy_K1[:, :-1] * log_prob_RK, -1)
     else:
         policy_R = jax.vmap(losses.policy_loss_with_rest)(log_prob_RK, rows.written_K, rows.policy_K1)
-    policy = losses.masked_mean(policy_R, rows.policy_weight * rows.valid)
+    policy = mean(policy_R, rows.policy_weight * rows.valid)
     node = losses.binary_cross_entropy(value_R, rows.value)
     candidate = losses.binary_cross_entropy(value_RK, rows.value_K)
     valid_R1 = rows.valid[:, None]
-    value = 0.5 * losses.masked_mean(node, rows.value_weight * rows.valid)
-    value += 0.5 * losses.masked_mean(candidate, rows.value_weight_K * valid_R1)
+    value = 0.5 * mean(node, rows.value_weight * rows.valid)
+    value += 0.5 * mean(candidate, rows.value_weight_K * valid_R1)
     target_entropy = -jnp.sum(jnp.where(rows.policy_K1 > 0, rows.policy_K1 * jnp.log(rows.policy_K1 + 1e-9), 0.0), -1)
     metrics = {
         "loss/policy": policy,
         "loss/value": value,
-        "targets/policy_entropy": losses.masked_mean(target_entropy, rows.policy_weight * rows.valid),
-        "targets/value": losses.masked_mean(rows.value, rows.value_weight * rows.valid),
-        "value/error": losses.masked_mean(
-            jnp.square(jax.nn.sigmoid(value_RK) - rows.value_K), rows.value_weight_K * valid_R1
-        ),
+        "targets/policy_entropy": mean(target_entropy, rows.policy_weight * rows.valid),
+        "targets/value": mean(rows.value, rows.value_weight * rows.valid),
+        "value/error": mean(jnp.square(jax.nn.sigmoid(value_RK) - rows.value_K), rows.value_weight_K * valid_R1),
     }
     return policy + config.training.value_weight * value, metrics
 
@@ -192,17 +192,18 @@ def score(model: LanguageModel, params, rows: Row) -> tuple[jax.Array, jax.Array
     return log_prob, model.value_logit(params, hidden_end), model.value_logit(params, hidden_node[:, 0])
 
 
-def chain_loss(model: LanguageModel, params, chain: Chain, value_weight: float):
+def chain_loss(model: LanguageModel, params, chain: Chain, value_weight: float, axis: str | None = None):
     """Loss of whole demonstrated chains [R, ...]: next-token for their steps, value at the prompt's and steps' ends."""
+    mean = functools.partial(losses.masked_mean, axis=axis)
     tokens, is_step, is_end, real = compact(chain)
     num_rows, size = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(size)[None], (num_rows, size))
     hidden = model.trunk(params, tokens, positions, causal_mask(num_rows, size)).hidden_BXE
     log_probs = jax.nn.log_softmax(model.logits(params, hidden[:, :-1]))
     next_log_prob = jnp.take_along_axis(log_probs, tokens[:, 1:, None], -1)[..., 0]
-    policy = -losses.masked_mean(next_log_prob, is_step[:, 1:])
+    policy = -mean(next_log_prob, is_step[:, 1:])
     outcome = jnp.broadcast_to(chain.outcome[:, None], tokens.shape)
-    value = losses.masked_mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end & real)
+    value = mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end & real)
     return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
 
 

@@ -74,7 +74,7 @@ class Steps:
             if not isinstance(source, Chain):
                 chosen = self._augment(chosen, keys)
                 chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
-            loss = lambda p: learner.chain_loss(self.model, p, chosen, config.training.value_weight)
+            loss = lambda p: learner.chain_loss(self.model, p, chosen, config.training.value_weight, AXIS)
             return learner.update(state, config.optimizer, total_steps(config), loss)
 
         state, metrics = lax.scan(step, state, jnp.arange(WARM_STEPS_PER_CALL))
@@ -97,7 +97,7 @@ class Steps:
                 lambda new, o: jnp.where(again.reshape((-1,) + (1,) * (new.ndim - 1)), o, new), problem, old
             )
         problem = self._augment(problem, keys)
-        rows, metrics = actor.self_play(self.model, self.task, self.config, params, problem, keys)
+        rows, metrics = actor.self_play(self.model, self.task, self.config, params, problem, keys, AXIS)
         return rows, problem, lax.pmean(metrics, AXIS)
 
     def _learn(self, state: Learner, stored: Replay, rows, problem: Problem, lane_B, key):
@@ -108,7 +108,7 @@ class Steps:
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
             batch = replay.sample(stored, keys, config.training.rows_per_lane)
-            loss = lambda p: learner.row_loss(self.model, p, batch, config)
+            loss = lambda p: learner.row_loss(self.model, p, batch, config, AXIS)
             return learner.update(state, config.optimizer, total_steps(config), loss)
 
         state, metrics = lax.scan(step, state, jnp.arange(config.training.learner_steps))

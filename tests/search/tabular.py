@@ -92,6 +92,9 @@ class TabularTask:
     def problems(self, seeds, pad_to: int | None = None, flip: bool = False) -> Problem:
         return jax.tree.map(lambda *x: jnp.stack(x), *[self.problem(s, pad_to, flip) for s in seeds])
 
+    def augment(self, problem, key):
+        return problem
+
     def step(self, state, tokens_L, length) -> Transition:
         real = jnp.arange(self.max_step) < length
         weights = jnp.asarray(_PRIMES[: self.max_step])

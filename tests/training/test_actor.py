@@ -112,7 +112,6 @@ def test_rows_do_not_depend_on_the_number_of_devices():
     assert_close((one.problem, one.stored.problem, one.again[1]), (two.problem, two.stored.problem, two.again[1]))
 
 
-@pytest.mark.xfail(strict=True, reason="masked means are taken per device and then averaged: see losses.masked_mean")
 def test_learning_does_not_depend_on_the_number_of_devices():
     one, two = (iteration_on(n) for n in (1, 2))
     assert_close((one.losses, one.metrics, one.state), (two.losses, two.metrics, two.state))
