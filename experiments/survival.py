@@ -86,18 +86,25 @@ class Kill:
 
 
 def survive(
-    root: pathlib.Path, number: int, ticks: int, devices: int, seed: int, cache: pathlib.Path | None = None
+    root: pathlib.Path,
+    number: int,
+    ticks: int,
+    devices: int,
+    seed: int,
+    cache: pathlib.Path | None = None,
+    program: Sequence[str] = ("-m", "alphallm.train"),
 ) -> tuple[list[Kill], list[str]]:
     """Kills a run `number` times: the kills, and what was wrong (nothing, if all is well).
 
-    `cache` keeps compiled programs; without it two new ones are used, so that the killed run has to compile.
+    `cache` keeps compiled programs; without it two new ones are used, so that the killed run has to compile. `program`
+    is what Python is told to run.
     """
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     unbroken, killed = root / "unbroken", root / "killed"
     arguments = train_arguments(ticks)
     began = time.monotonic()
-    start(arguments, unbroken, devices, cache or root / "cache_unbroken").communicate()
+    start(arguments, unbroken, devices, cache or root / "cache_unbroken", program).communicate()
     whole = time.monotonic() - began
     if not (unbroken / "export").is_dir():
         return [], ["the unbroken run failed"]
@@ -107,7 +114,7 @@ def survive(
     kinds[1:] = generator.sample(kinds[1:], number - 1)
     kills, faults = [], []
     for i, kind in enumerate(kinds):
-        process = start(arguments, killed, devices, cache or root / "cache_killed")
+        process = start(arguments, killed, devices, cache or root / "cache_killed", program)
         began = time.monotonic()
         startup = min(whole, whole if i == 0 else 8.0)
         wait_for_moment(process, killed, kind, (i + 1) * ticks // (number + 1), startup, generator)
@@ -118,7 +125,7 @@ def survive(
             break
         kills.append(Kill(kind, round(time.monotonic() - began, 2), last_logged(killed), newest_checkpoint(killed), -1))
         note_continuation(kills, first_tick(told), i, faults)
-    process = start(arguments, killed, devices, cache or root / "cache_killed")
+    process = start(arguments, killed, devices, cache or root / "cache_killed", program)
     told = process.communicate()[0]
     if process.returncode:
         faults.append(f"the last process ended with status {process.returncode}: {told[-300:]}")
@@ -136,12 +143,18 @@ def train_arguments(ticks: int, **changes: Any) -> list[str]:
     return [f"--config={CONFIG}", *(f"--config.{name}={value}" for name, value in values.items())]
 
 
-def start(arguments: Sequence[str], workdir: pathlib.Path, devices: int, cache: pathlib.Path) -> subprocess.Popen:
+def start(
+    arguments: Sequence[str],
+    workdir: pathlib.Path,
+    devices: int,
+    cache: pathlib.Path,
+    program: Sequence[str] = ("-m", "alphallm.train"),
+) -> subprocess.Popen:
     environment = {
         **os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }  # fmt: skip
-    command = [sys.executable, "-m", "alphallm.train", f"--workdir={workdir}", f"--cpu_devices={devices}", *arguments]
+    command = [sys.executable, *program, f"--workdir={workdir}", f"--cpu_devices={devices}", *arguments]
     return subprocess.Popen(
         command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
