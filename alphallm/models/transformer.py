@@ -48,6 +48,17 @@ class Hidden:
     keys_values: KeyValues  # of the new positions: [Y, B, G, X, C] each.
 
 
+class _Parameters(nnx.Module):
+    """Named parameters. (nnx.Dict is newer than the oldest flax supported.)"""
+
+    def __init__(self, **parameters: nnx.Param):
+        for name, parameter in parameters.items():
+            setattr(self, name, parameter)
+
+    def named(self) -> dict[str, nnx.Param]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+
+
 class Transformer(nnx.Module):
     """Holds the parameters; `trunk`, `logits` and `value_logit` are pure in them."""
 
@@ -65,24 +76,25 @@ class Transformer(nnx.Module):
 
         # Tied embeddings serve as the output projection too, so their scale is that of a projection.
         self.embedding = matrix(e, vocabulary_size, e)
-        self.layers = nnx.Dict(
-            attention_norm=nnx.Param(jnp.ones((y, e))),
-            q=matrix(e, y, e, queries),
-            k=matrix(e, y, e, keys),
-            v=matrix(e, y, e, keys),
-            o=residual(queries, y, queries, e),
-            mlp_norm=nnx.Param(jnp.ones((y, e))),
-            gate=matrix(e, y, e, f),
-            up=matrix(e, y, e, f),
-            down=residual(f, y, f, e),
-        )
+        layers = {
+            "attention_norm": nnx.Param(jnp.ones((y, e))),
+            "q": matrix(e, y, e, queries),
+            "k": matrix(e, y, e, keys),
+            "v": matrix(e, y, e, keys),
+            "o": residual(queries, y, queries, e),
+            "mlp_norm": nnx.Param(jnp.ones((y, e))),
+            "gate": matrix(e, y, e, f),
+            "up": matrix(e, y, e, f),
+            "down": residual(f, y, f, e),
+        }
         if config.attention_bias:
-            self.layers["q_bias"] = nnx.Param(jnp.zeros((y, queries)))
-            self.layers["k_bias"] = nnx.Param(jnp.zeros((y, keys)))
-            self.layers["v_bias"] = nnx.Param(jnp.zeros((y, keys)))
+            layers["q_bias"] = nnx.Param(jnp.zeros((y, queries)))
+            layers["k_bias"] = nnx.Param(jnp.zeros((y, keys)))
+            layers["v_bias"] = nnx.Param(jnp.zeros((y, keys)))
         if config.qk_norm:
-            self.layers["q_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
-            self.layers["k_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
+            layers["q_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
+            layers["k_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
+        self.layers = _Parameters(**layers)
         self.final_norm = nnx.Param(jnp.ones(e))
         if not config.tied_embeddings:
             self.unembedding = matrix(e, vocabulary_size, e)
@@ -120,7 +132,7 @@ class Transformer(nnx.Module):
             x_RE = x_RE + (jax.nn.silu(normed @ layer["gate"]) * (normed @ layer["up"])) @ layer["down"]
             return x_RE, keys_values
 
-        layers = {name: parameter[...] for name, parameter in self.layers.items()}
+        layers = {name: parameter[...] for name, parameter in self.layers.named().items()}
         x_RE = self.embedding[...].astype(dtype)[tokens_BX.reshape(-1)]
         x_RE, keys_values = lax.scan(block, x_RE, (layers, tuple(p.keys_values for p in past)))
         x_RE = _rms_norm(x_RE, self.final_norm[...], self.config.norm_epsilon)
