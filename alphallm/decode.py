@@ -234,11 +234,19 @@ def gumbel_top_k(
     log_prob = jnp.where(exists, beams.log_prob_BK, LOG_ZERO)
     # log(1 - exp(-exp(x))) for x = log pi - kappa; if nothing was ever discarded the inclusion probability is 1.
     log_inclusion = jnp.where(
-        jnp.isneginf(beams.kappa_B)[:, None], 0.0, log1mexp(-jnp.exp(beams.log_prob_BK - beams.kappa_B[:, None]))
+        jnp.isneginf(beams.kappa_B)[:, None], 0.0, _log_inclusion(beams.log_prob_BK - beams.kappa_B[:, None])
     )
     prior_logits = jnp.where(exists, log_prob - log_inclusion, LOG_ZERO)
     gumbel = jnp.where(exists, beams.score_BK - prior_logits, 0.0)
     return _candidates(beams, exists, log_prob, prior_logits, gumbel, jnp.ones_like(beams.length_BK))
+
+
+def _log_inclusion(x):
+    """log(1 - exp(-exp(x))), which is x to float32's precision where exp(x) is small.
+
+    Sixteen unsure tokens of a vocabulary of 512 have a log-probability of -100: exp(x) is 0 there in float32.
+    """
+    return jnp.where(x < -16, x, log1mexp(-jnp.exp(jnp.maximum(x, -16))))
 
 
 def _top_k(x, k: int):

@@ -272,3 +272,10 @@ def test_a_draw_depends_on_its_own_key_and_prompt_only():
     part = propose("gumbel_top_k", jax.tree.map(lambda x: x[order], problem), key_B[order], num=6)
     np.testing.assert_array_equal(part.tokens_BKL, out.tokens_BKL[order])
     np.testing.assert_allclose(part.root_gumbel_BK, out.root_gumbel_BK[order], atol=1e-3)
+
+
+def test_gumbel_weights_of_long_unlikely_steps_are_numbers():
+    # In the limit of tiny probabilities all inclusion probabilities are pi / exp(kappa): every weight is exp(kappa).
+    x = np.concatenate([np.linspace(-300, 3, 400), [-1e9]])
+    exact = np.where(x < -30, x, np.log(-np.expm1(-np.exp(np.maximum(x, -30)))))
+    np.testing.assert_allclose(decode._log_inclusion(jnp.asarray(x, jnp.float32)), exact, rtol=1e-5, atol=1e-6)
