@@ -161,6 +161,8 @@ def measure_search(quick: bool) -> dict[str, Any]:
     beside = measure.timed(compiled(StandIn(model.config, task), config), *arguments, repeats=repeats)
     expansions = int(np.asarray(expansions_D).sum())
     rows = problems.length.size // devices
+    if expansions != rows * devices * (config.num_simulations + 1):
+        raise AssertionError(f"{expansions} expansions: not every simulation ran the model.")
     naive_decode = parallel.pmap(
         functools.partial(
             naive.decode, model, rows=rows * CANDIDATES, context=PROMPT_TOKENS + 2 * STEP_TOKENS, tokens=STEP_TOKENS
