@@ -68,6 +68,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
             print_table(f"{devices} devices", [dataclasses.asdict(kill) for kill in kills])
             print(f"{devices} devices: {'; '.join(found) or 'equal to the unbroken run, bit for bit'}", flush=True)
             faults += found
+            if len(kills) < options.kills:
+                faults.append(f"only {len(kills)} of {options.kills} kills on {devices} devices: it outran the rest")
         if options.failures:
             rows = failures(root / "failures")
             print_table("What is said", rows)
