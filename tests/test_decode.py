@@ -28,9 +28,10 @@ def problems(batch, length=None):
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, V, (batch, P))
     lengths = rng.integers(1, P + 1, batch) if length is None else np.full(batch, length)
-    return Problem(jnp.asarray(tokens), jnp.asarray(lengths), None, jnp.arange(batch))
+    return Problem(tokens, lengths, None, np.arange(batch))
 
 
+@functools.cache
 def keys(num):
     return jax.random.split(jax.random.key(5), num)
 
@@ -59,14 +60,22 @@ def full_pass(problem, tokens_BKL, length_BK):
         joined[b, k, :n], joined[b, k, n : n + size] = problem.tokens_P[b, :n], tokens_BKL[b, k]
     start = jnp.repeat(problem.length, num)
     log_prob, value = score(PARAMS, joined.reshape(batch * num, -1), start, jnp.reshape(length_BK, -1))
-    return log_prob.reshape(batch, num), value.reshape(batch, num)
+    return np.reshape(log_prob, (batch, num)), np.reshape(value, (batch, num))
+
+
+def propose(proposer, problem, key_B, **options):
+    """The candidates, as numpy arrays: cutting them up costs no compilation."""
+    return jax.device_get(_propose(proposer, problem, key_B, **options))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("num", "max_length", "temperature"))
-def propose(proposer, problem, key_B, *, num, max_length=L, **options):
+def _propose(proposer, problem, key_B, *, num, max_length=L, **options):
     prefix = decode.prefill(MODEL, PARAMS, problem)
     common = {"step_end_V": STEP_END, "pad": PAD, "num": num, "max_length": max_length} | options
     return getattr(decode, proposer)(MODEL, PARAMS, prefix, key_B, **common)
+
+
+prefill = jax.jit(functools.partial(decode.prefill, MODEL))
 
 
 def every_step(size=L):
@@ -229,8 +238,9 @@ def test_listed_steps_are_scored_as_the_full_pass_scores_them():
     length = np.array([len(step) for step in SPACE if step[-1] == END][:7])
     valid = np.random.default_rng(1).random((5, 7)) < 0.7
     steps = Steps(jnp.repeat(tokens[None], 5, 0), jnp.where(valid, length[None], 0), jnp.asarray(valid))
-    prefix = decode.prefill(MODEL, PARAMS, problem)
-    out = decode.listed(MODEL, PARAMS, prefix, keys(5), steps=steps, step_end_V=STEP_END, pad=PAD)
+    prefix = prefill(PARAMS, problem)
+    run = functools.partial(decode.listed, MODEL, step_end_V=STEP_END, pad=PAD)
+    out = jax.device_get(jax.jit(run)(PARAMS, prefix, keys(5), steps=steps))
     there = assert_candidates_true(problem, out)
     np.testing.assert_array_equal(there, valid)
     np.testing.assert_array_equal(out.prior_logits_BK, jnp.where(valid, out.log_prob_BK, decode.LOG_ZERO))
@@ -241,9 +251,9 @@ def test_proposing_after_pages_is_proposing_after_a_longer_prompt():
     problem = problems(12)
     rng = np.random.default_rng(2)
     step, step_length = jnp.asarray(rng.integers(0, V, (12, L))), jnp.asarray(np.resize([1, 2, 3], 12))
-    prompt = decode.prefill(MODEL, PARAMS, problem)
-    page, logits, value = decode.append(
-        MODEL, PARAMS, prompt.past, prompt.mask_BS, prompt.length_B, step, step_length
+    prompt = prefill(PARAMS, problem)
+    page, logits, value = jax.jit(functools.partial(decode.append, MODEL))(
+        PARAMS, prompt.past, prompt.mask_BS, prompt.length_B, step, step_length
     )  # fmt: skip
     past = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 3), prompt.past, page)
     mask = jnp.concatenate([prompt.mask_BS, jnp.arange(L)[None] < step_length[:, None]], 1)
@@ -253,7 +263,7 @@ def test_proposing_after_pages_is_proposing_after_a_longer_prompt():
     for b in range(12):
         n = int(problem.length[b])
         joined[b, :n], joined[b, n : n + L] = problem.tokens_P[b, :n], step[b]
-    whole = decode.prefill(MODEL, PARAMS, Problem(jnp.asarray(joined), paged.length_B, None, problem.index))
+    whole = prefill(PARAMS, Problem(jnp.asarray(joined), paged.length_B, None, problem.index))
     np.testing.assert_allclose(paged.logits_BV, whole.logits_BV, atol=1e-5)
     np.testing.assert_allclose(paged.value_B, whole.value_B, atol=1e-6)
     run = jax.jit(lambda prefix: decode.gumbel_top_k(

@@ -77,7 +77,8 @@ def test_pages_give_the_full_pass_from_every_prefix(variant):
     # A bfloat16 has 8 bits: rounding differs by the order of sums, not by more.
     tolerance = {"atol": 0.15, "rtol": 0.05} if variant == "bfloat16" else {"atol": 2e-5, "rtol": 1e-4}
     seen = 0
-    for got, start, (_, real) in zip(paged(params), starts, blocks, strict=True):
+    expected = jax.device_get(expected)
+    for got, start, (_, real) in zip(jax.device_get(paged(params)), starts, jax.device_get(blocks), strict=True):
         for r in range(rows):
             length = int(real[r].sum())
             for x, y in zip(got, expected, strict=True):

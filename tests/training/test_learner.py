@@ -42,7 +42,7 @@ def make_rows(seed=0):
         value_K=rng.random((R, K)).astype(np.float32), value_weight_K=written.astype(np.float32),
         valid=np.ones(R, bool),
     )  # fmt: skip
-    return jax.tree.map(jnp.asarray, rows)
+    return rows
 
 
 @jax.jit
@@ -66,7 +66,11 @@ def prefix_of(rows, r):
     return [int(t) for t in tokens]
 
 
-score = jax.jit(lambda rows: learner.score(MODEL, PARAMS, rows))
+_score = jax.jit(functools.partial(learner.score, MODEL))
+
+
+def score(rows):
+    return jax.device_get(_score(PARAMS, rows))
 
 
 def test_score_is_the_full_pass_of_each_candidate():
@@ -189,7 +193,7 @@ def make_chain(rows):
     length = jnp.asarray(np.array([[2, 3, 1], [1, 0, 0], [3, 2, 0]] * 2))
     tokens = jax.random.randint(jax.random.key(3), (R, 3, L), 0, V)
     outcome = jnp.linspace(0, 1, R)
-    return learner.Chain(rows.prompt_P, rows.prompt_length, tokens, length, outcome)
+    return jax.device_get(learner.Chain(rows.prompt_P, rows.prompt_length, tokens, length, outcome))
 
 
 def test_chain_loss_is_that_of_the_plain_sequences():
