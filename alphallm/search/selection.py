@@ -40,7 +40,7 @@ def completed_q(tree, node_index, completion: str) -> jax.Array:
     weight = jnp.where(known, jnp.maximum(prior, jnp.finfo(prior.dtype).tiny), 0.0)
     mean_q = jnp.sum(weight * q) / jnp.maximum(jnp.sum(weight), jnp.finfo(prior.dtype).tiny)
     total = jnp.sum(visits)
-    mixed = (tree.raw_values[node_index] + total * mean_q) / (total + 1)
+    mixed = (node.raw_value_B[node_index] + total * mean_q) / (total + 1)
     exact = known | ~valid | node.done_BK[node_index]
     return jnp.where(exact, q, mixed)
 

@@ -40,6 +40,7 @@ class Tree:
     expanded_BN: jax.Array  # bool: the model ran on this node.
     parent_BN: jax.Array  # int32, -1 at the root.
     action_BN: jax.Array  # int32: the parent's candidate that led here, -1 at the root.
+    legal_BN: jax.Array  # bool: every step from the root is legal; for training, read by no unverified search.
     depth_BN: jax.Array  # int32: steps from the root.
     path_BND: jax.Array  # int32: the nodes on the way from the root, the node itself last; read the first `depth`.
     visits_BN: jax.Array  # int32.

@@ -25,7 +25,9 @@ class Node:
     """mctx's embedding of a node: what its children need, and what its candidates are."""
 
     expanded_B: jax.Array  # bool: False for the stand-ins that mctx makes below terminal candidates.
+    legal_B: jax.Array  # bool: every step from the root is legal; for training, read by no selection.
     depth_B: jax.Array  # int32.
+    raw_value_B: jax.Array  # float32: the value head's reading.
     path_BD: jax.Array  # int32: the pages on the way from the root, this node's own last. A page has its node's number.
     path_length_BD: jax.Array  # int32: tokens on each page.
     length_B: jax.Array  # int32: tokens of prompt and path.
@@ -98,7 +100,7 @@ def search(
     prior_logits = root.candidates.prior_logits_BK
     if config.policy == "puct" and config.dirichlet_fraction > 0:
         prior_logits = selection.add_dirichlet_noise(key_B, prior_logits, root.valid_BK, config)
-    value_B = expander.backed_up_value(prefix.value_B, root.candidates, root)
+    value_B = expander.backed_up_value(root)
     tree = mctx.search(
         params=(),
         rng_key=jax.random.key(0),  # Split by mctx and read by nobody.
@@ -148,8 +150,9 @@ class _Expander:
         keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 0))(self.key_B)
         candidates = self._propose(prefix, problem.state, keys_B)
         return self._node(
-            candidates, problem.state, expanded, jnp.zeros((batch,), jnp.int32), none, none, prefix.length_B
-        )
+            candidates, problem.state, expanded, expanded, jnp.zeros((batch,), jnp.int32), prefix.value_B, none, none,
+            prefix.length_B,
+        )  # fmt: skip
 
     def expand(self, prompt: decode.Prefix, pool, simulation, action_B, parent: Node):
         """Makes the node that candidate `action_B` of `parent` leads to.
@@ -187,8 +190,11 @@ class _Expander:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         candidates, raw_value_B, page = lax.cond(jnp.any(expanded_B), run, skip, pool)
-        node = self._node(candidates, state, expanded_B, depth_B, path_BD, path_length_BD, length_B)
-        value_B = self.backed_up_value(raw_value_B, candidates, node)
+        legal_B = parent.legal_B & parent.legal_BK[row, action_B]
+        node = self._node(
+            candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B
+        )
+        value_B = self.backed_up_value(node)
         # Where nothing was expanded, the candidate's own value is all there is: its reward if it was verified.
         reward_B = jnp.where(expanded_B, 0.0, parent.child_value_BK[row, action_B])
         output = mctx.RecurrentFnOutput(
@@ -199,14 +205,14 @@ class _Expander:
         )
         return output, node, page
 
-    def backed_up_value(self, raw_value_B, candidates: decode.Candidates, node: Node) -> jax.Array:
+    def backed_up_value(self, node: Node) -> jax.Array:
         """What a new node is worth: V(s), its candidates' mean, or both; at least any verified reward among them."""
-        prior = jnp.where(node.valid_BK, jax.nn.softmax(candidates.prior_logits_BK), 0.0)
-        children_B = jnp.sum(prior * node.child_value_BK, -1) / jnp.maximum(jnp.sum(prior, -1), 1e-9)
+        # The prior of a candidate that is not valid is 0, and so is its value.
+        children_B = jnp.sum(jax.nn.softmax(node.candidates.prior_logits_BK) * node.child_value_BK, -1)
         value_B = {
-            "value": raw_value_B,
+            "value": node.raw_value_B,
             "children": children_B,
-            "both": 0.5 * (raw_value_B + children_B),
+            "both": 0.5 * (node.raw_value_B + children_B),
         }[self.config.backup]
         verified = self.verified_B[:, None] & node.done_BK & node.valid_BK
         best_B = jnp.max(jnp.where(verified, node.reward_BK, 0.0), -1)
@@ -244,7 +250,9 @@ class _Expander:
             candidates = dataclasses.replace(candidates, prior_logits_BK=candidates.log_prob_BK)
         return candidates
 
-    def _node(self, candidates, state, expanded_B, depth_B, path_BD, path_length_BD, length_B) -> Node:
+    def _node(
+        self, candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B
+    ) -> Node:
         """Verifies the candidates. What the caller may not see is masked here, once."""
         over_candidates = jax.vmap(jax.vmap(self.task.step, in_axes=(None, 0, 0)))
         verdict = over_candidates(state, candidates.tokens_BKL, candidates.length_BK)
@@ -256,7 +264,9 @@ class _Expander:
         prior_logits = jnp.where(valid, candidates.prior_logits_BK, decode.LOG_ZERO)
         return Node(
             expanded_B=expanded_B,
+            legal_B=legal_B,
             depth_B=depth_B,
+            raw_value_B=jnp.where(expanded_B, raw_value_B, 0.0),
             path_BD=path_BD,
             path_length_BD=path_length_BD,
             length_B=length_B,
@@ -307,10 +317,11 @@ def _result(tree, config: SearchConfig) -> Tree:
         expanded_BN=expanded_BN,
         parent_BN=tree.parents,
         action_BN=tree.action_from_parent,
+        legal_BN=node.legal_B,
         depth_BN=node.depth_B,
         path_BND=node.path_BD,
         visits_BN=tree.node_visits,
-        raw_value_BN=tree.raw_values,
+        raw_value_BN=node.raw_value_B,
         value_BN=tree.node_values,
         children_BNK=tree.children_index,
         child_visits_BNK=tree.children_visits,

@@ -65,7 +65,10 @@ class Row:
 
 
 def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: jax.Array) -> Planned:
-    """Improved policies and values of every node, from the last node to the root (children come after parents)."""
+    """Improved policies and values of every node, from the last node to the root (children come after parents).
+
+    Where the task verifies, what follows an illegal step is worth 0, also in a tree that was searched without the mask.
+    """
     batch, num_nodes, num_candidates = tree.q_BNK.shape
     row = jnp.arange(batch)
     zeros = jnp.zeros((batch, num_nodes))
@@ -78,6 +81,7 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
         known = verified_B[:, None] & tree.done_BNK[:, n] & tree.valid_BNK[:, n]
         reward = jnp.where(known, tree.reward_BNK[:, n], 0.0)
         q_BK = jnp.where(has_child, planned.value_BN[row[:, None], child_BK], tree.child_value_BNK[:, n])
+        q_BK = jnp.where(tree.legal_BNK[:, n] | ~verified_B[:, None], q_BK, 0.0)
         below = jnp.where(has_child, planned.solved_BN[row[:, None], child_BK], reward)
         solved = jnp.max(jnp.where(tree.valid_BNK[:, n], below, 0.0), -1)
         value, improved, policy = plan_nodes(
@@ -85,6 +89,8 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
             tree.log_prob_BNK[:, n], tree.gumbel_BNK[:, n], tree.child_visits_BNK[:, n], tree.raw_value_BN[:, n],
         )  # fmt: skip
         value = tree.value_BN[:, n] if targets.policy == "verified_paths" else jnp.maximum(value, solved)
+        worth = tree.legal_BN[:, n] | ~verified_B
+        value, policy = jnp.where(worth, value, 0.0), jnp.where(worth[:, None], policy, 0.0)
         return Planned(
             value_BN=planned.value_BN.at[:, n].set(value),
             solved_BN=planned.solved_BN.at[:, n].set(solved),

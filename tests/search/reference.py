@@ -122,7 +122,8 @@ class Reference:
             )  # fmt: skip
         for c, p in zip(node.candidates, softmax([c.logit for c in node.candidates]), strict=True):
             c.prior = p
-        node.raw_value = node.value = self.node_value(node, float(prefix.value_B[0]))
+        node.raw_value = float(prefix.value_B[0])
+        node.value = self.node_value(node, node.raw_value)
         return node
 
     def node_value(self, node, head):

@@ -35,6 +35,7 @@ def assert_same(tree, b, reference):
         assert tree.visits_BN[b, n] == node.visits
         close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
         close(tree.value_BN[b, n], node.value)
+        close(tree.raw_value_BN[b, n], node.raw_value)
         close(tree.completed_q_BNK[b, n], reference.completed(node))
     assert tree.root_action_B[b] == reference.final_action()
 

@@ -10,7 +10,8 @@ import mctx
 import numpy as np
 import pytest
 
-from alphallm.search import SearchConfig, best_answer, search, selection
+from alphallm import decode
+from alphallm.search import SearchConfig, best_answer, search, selection, tree_search
 
 from . import tabular
 
@@ -66,7 +67,7 @@ def test_search_without_verifier_never_reads_rewards_or_legality(options):
     run = functools.partial(tabular.searched, MODEL, TASK, dataclasses.replace(CONFIG, **options), PARAMS, SEEDS)
     true, flipped = run(False, False), run(False, False, flip=True)
     for field in dataclasses.fields(true):
-        if field.name not in ("reward_BNK", "legal_BNK"):
+        if field.name not in ("reward_BNK", "legal_BNK", "legal_BN"):
             assert_equal(getattr(true, field.name), getattr(flipped, field.name), field.name)
     assert (true.legal_BNK != flipped.legal_BNK).any() and (true.reward_BNK != flipped.reward_BNK).any()
     one, other = best_answer(true, 4, 0), best_answer(flipped, 4, 0)
@@ -159,10 +160,10 @@ def test_interior_selection_is_that_of_mctx_where_all_is_open():
         array = lambda *shape: jnp.asarray(rng.random(shape), jnp.float32)
         node = types.SimpleNamespace(
             open_BK=jnp.ones((nodes, k), bool), valid_BK=jnp.ones((nodes, k), bool),
-            done_BK=jnp.zeros((nodes, k), bool), child_value_BK=array(nodes, k),
+            done_BK=jnp.zeros((nodes, k), bool), child_value_BK=array(nodes, k), raw_value_B=array(nodes),
         )  # fmt: skip
         tree = mctx.Tree(
-            node_visits=jnp.sum(jnp.asarray(visits), -1), raw_values=array(nodes), node_values=array(nodes),
+            node_visits=jnp.sum(jnp.asarray(visits), -1), raw_values=node.raw_value_B, node_values=array(nodes),
             parents=None, action_from_parent=None, children_index=None, children_prior_logits=3 * array(nodes, k),
             children_visits=jnp.asarray(visits, jnp.int32), children_rewards=jnp.zeros((nodes, k)),
             children_discounts=jnp.ones((nodes, k)), children_values=array(nodes, k), embeddings=node,
@@ -201,3 +202,15 @@ def test_best_answer_is_the_best_finished_chain(verified):
         if verified:
             assert answer.value_B[b] == answer.reward_B[b]
         assert (answer.node_BD[b, depth:] == -1).all() and (answer.tokens_BDL[b, depth:] == tabular.PAD).all()
+
+
+def test_a_nodes_value_is_its_candidates_mean_however_small_their_prior():
+    # All of the prior's mass but exp(-120) lies on a candidate that may not be chosen.
+    logits = jnp.where(jnp.array([[True, False, False]]), decode.LOG_ZERO, jnp.array([[0.0, -120.0, -120.0]]))
+    node = types.SimpleNamespace(
+        candidates=types.SimpleNamespace(prior_logits_BK=logits), valid_BK=jnp.array([[False, True, True]]),
+        child_value_BK=jnp.array([[0.0, 0.2, 0.6]]), done_BK=jnp.zeros((1, 3), bool), reward_BK=jnp.zeros((1, 3)),
+        raw_value_B=jnp.array([0.9]),
+    )  # fmt: skip
+    expander = types.SimpleNamespace(config=SearchConfig(backup="children"), verified_B=jnp.array([True]))
+    np.testing.assert_allclose(tree_search._Expander.backed_up_value(expander, node), [0.4], rtol=1e-6)

@@ -34,6 +34,11 @@ def softmax(x):
     return e / e.sum()
 
 
+def chain_is_legal(tree, b, n):
+    parent, action = tree.parent_BN[b, n], tree.action_BN[b, n]
+    return parent < 0 or (tree.legal_BNK[b, parent, action] and chain_is_legal(tree, b, parent))
+
+
 class Plain:
     """Node n of tree b, planned by recursion."""
 
@@ -49,6 +54,8 @@ class Plain:
             else:
                 self.q.append(float(tree.child_value_BNK[b, n, k]))
                 below.append(float(tree.reward_BNK[b, n, k]) if verified and tree.done_BNK[b, n, k] else 0.0)
+            if verified and not tree.legal_BNK[b, n, k]:
+                self.q[-1] = 0.0
         self.below = below
         self.solved = max([below[k] for k in self.valid], default=0.0)
         self.scale = SEARCH.value_scale * (SEARCH.visit_offset + max(tree.child_visits_BNK[b, n]))
@@ -59,11 +66,14 @@ class Plain:
                 [p + self.scale * self.q[k] for p, k in zip(prior, self.valid, strict=True)]
             )
             self.value = max(self.solved, float(self.improved @ self.q))
+        self.worth = chain_is_legal(tree, b, n) or not verified
+        if not self.worth:
+            self.value = 0.0
 
     def policy(self, tree, b, n, kind):
         """The policy target, the rest last."""
         out = np.zeros(len(self.q) + 1)
-        if not self.valid:
+        if not self.valid or not self.worth:
             return out
         if kind == "verified_paths":
             led = [k for k in self.valid if self.below[k] > 0]
@@ -96,7 +106,7 @@ def test_plan_is_the_plain_recursion(mode, kind):
         close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-3)
         # Imitation of verified paths keeps the search's own mean as the node's value.
         own_mean = kind == "verified_paths"
-        close(planned.value_BN[b, n], tree.value_BN[b, n] if own_mean else plain.value)
+        close(planned.value_BN[b, n], tree.value_BN[b, n] * plain.worth if own_mean else plain.value)
         close(planned.solved_BN[b, n], plain.solved)
         if own_mean:
             close(planned.policy_BNK1[b, n], plain.policy(tree, b, n, kind))
@@ -156,7 +166,10 @@ def test_rows_hold_their_nodes(mode):
         assert row.prompt_length == problem.length
         # A dead end says that no candidate was legal, not that the position is lost.
         has_choice = tree.valid_BNK[b, n].any()
-        assert row.policy_weight == row.value_weight == has_choice
+        assert row.value_weight == has_choice
+        # What follows an illegal step is worth nothing and teaches no policy.
+        lost = MODES[mode][0] and not chain_is_legal(tree, b, n)
+        assert row.policy_weight == (has_choice and not lost) and (row.value == 0 or not lost)
         offset = np.where(tree.valid_BNK[b, n], tree.prior_logits_BNK[b, n] - tree.log_prob_BNK[b, n], 0.0)
         np.testing.assert_allclose(row.offset_K, offset, atol=1e-6)
     assert set(first.values()) == {0} and len(first) == len(SEEDS)  # the root always, and first.
