@@ -4,6 +4,8 @@ Gumbel MuZero (Danihelka et al. 2022) or PUCT (Silver et al. 2017, Schrittwieser
 completed by the candidates' own values. Functions take mctx's tree without its batch axis, as mctx calls them.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import mctx
@@ -57,16 +59,41 @@ def root_action_selection(config: SearchConfig):
         return lambda key, tree, node_index: _puct(tree, node_index, config)
 
     def select(key, tree, node_index):
-        return mctx.gumbel_muzero_root_action_selection(
-            key,
-            tree,
-            node_index,
-            num_simulations=config.num_simulations,
-            max_num_considered_actions=min(config.max_considered, tree.num_actions),
-            qtransform=lambda tree, node: scaled_q(tree, node, config),
-        )
+        """Sequential halving over what is open (Danihelka et al. 2022, Algorithm 2).
+
+        mctx's own has no word for a candidate that is known exactly before its turns are over. Here such a one leaves
+        the contest, and its turns go to the best open candidate.
+        """
+        del key
+        most = min(config.max_considered, tree.num_actions)
+        table = jnp.array([_halving_turns(num, config.num_simulations) for num in range(most + 1)])
+        num_considered = jnp.minimum(most, jnp.sum(~tree.root_invalid_actions))
+        visits = tree.children_visits[node_index]
+        selectable = _selectable(tree, node_index)
+        its_turn = selectable & (visits == table[num_considered, jnp.sum(visits)])
+        score = perturbed_score(tree, node_index, config)
+        return jnp.argmax(jnp.where(jnp.where(jnp.any(its_turn), its_turn, selectable), score, -jnp.inf))
 
     return select
+
+
+def perturbed_score(tree, node_index, config: SearchConfig) -> jax.Array:
+    """g + logits + sigma(q) [K] of the root's candidates, finite also where a candidate is not valid."""
+    logits = tree.children_prior_logits[node_index]
+    return jnp.maximum(tree.extra_data.root_gumbel + logits + scaled_q(tree, node_index, config), LOG_ZERO)
+
+
+def _halving_turns(num_considered: int, num_simulations: int) -> list[int]:
+    """The visit count whose turn it is at each simulation: half of the candidates drop out after each phase."""
+    turns: list[int] = []
+    visits, phases = 0, math.ceil(math.log2(max(2, num_considered)))
+    remaining = max(1, num_considered)
+    while len(turns) < num_simulations:
+        for _ in range(max(1, num_simulations // (phases * remaining))):
+            turns += remaining * [visits]
+            visits += 1
+        remaining = max(min(2, remaining), remaining // 2)
+    return turns[:num_simulations]
 
 
 def interior_action_selection(config: SearchConfig):
@@ -128,18 +155,18 @@ def add_dirichlet_noise(key_B, prior_logits_BK, valid_BK, config: SearchConfig):
 def final_action(tree, config: SearchConfig) -> jax.Array:
     """The root candidate [B] that the search commits to.
 
-    Gumbel: among the most visited, and those whose value needed no visit, the largest g + logits + sigma(q)
+    Gumbel: among the most visited, and those that are known exactly, the largest g + logits + sigma(q)
     (Danihelka et al. 2022, Algorithm 2). PUCT: the most visited; Q decides ties.
     """
     node = tree.embeddings
-    valid_BK, done_BK = node.valid_BK[:, 0], node.done_BK[:, 0]
+    valid_BK = node.valid_BK[:, 0]
     visits_BK = tree.children_visits[:, 0]
     if config.policy == "puct":
         q_BK = jax.vmap(lambda t: completed_q(t, 0, config.completion))(tree)
         score_BK = visits_BK + 0.5 * q_BK
     else:
-        sigma_BK = jax.vmap(lambda t: scaled_q(t, 0, config))(tree)
-        considered_BK = done_BK | (visits_BK == jnp.max(visits_BK, -1, keepdims=True))
-        score_BK = tree.extra_data.root_gumbel + tree.children_prior_logits[:, 0] + sigma_BK
-        score_BK = jnp.where(considered_BK, jnp.maximum(score_BK, LOG_ZERO), 2 * LOG_ZERO)
+        exact_BK = ~node.open_BK[:, 0]
+        considered_BK = exact_BK | (visits_BK == jnp.max(visits_BK, -1, keepdims=True))
+        score_BK = jax.vmap(lambda t: perturbed_score(t, 0, config))(tree)
+        score_BK = jnp.where(considered_BK, score_BK, 2 * LOG_ZERO)
     return jnp.argmax(jnp.where(valid_BK, score_BK, -jnp.inf), -1).astype(jnp.int32)

@@ -66,8 +66,6 @@ class Reference:
         root = self.nodes[0]
         self.budget = min(config.max_considered, len(root.candidates), len(root.open()))
         self.schedule = sequential_halving(self.budget, config.num_simulations)
-        # Fixed at the start: the schedule needs its candidates, so one exhausted later keeps its share.
-        self.considered = root.open()
         for simulation in range(config.num_simulations):
             self.simulate(simulation)
 
@@ -160,13 +158,15 @@ class Reference:
         return self.halve(node) if node is self.nodes[0] else self.improve(node)
 
     def halve(self, root):
-        """Sequential halving: the best by g + logits + sigma(q) among those that have the visits whose turn it is."""
+        """Sequential halving: the best by g + logits + sigma(q) among those that have the visits whose turn it is.
+
+        A candidate that is known exactly takes no more part; where it leaves a gap, the best open one steps in.
+        """
         done = sum(c.visits for c in root.candidates)
-        if not self.considered:
-            return root.candidates[0]
-        scores = self.scores(root)
-        turn = [i for i, c in enumerate(root.candidates) if c.visits == self.schedule[done] and c in self.considered]
-        return root.candidates[max(turn, key=lambda i: scores[i])]
+        among = root.open() or [c for c in root.candidates if c.valid]
+        among = [c for c in among if c.visits == self.schedule[done]] or among
+        score = dict(zip(map(id, root.candidates), self.scores(root), strict=True))
+        return max(among, key=lambda c: score[id(c)])
 
     def scores(self, root):
         return [c.gumbel + c.logit + s for c, s in zip(root.candidates, self.sigma(root), strict=True)]
@@ -201,7 +201,7 @@ class Reference:
             q = self.completed(root)
             return max(valid, key=lambda i: root.candidates[i].visits + 0.5 * q[i])
         scores, most = self.scores(root), max(c.visits for c in root.candidates)
-        candidates = [i for i in valid if root.candidates[i].done or root.candidates[i].visits == most]
+        candidates = [i for i in valid if not root.candidates[i].open or root.candidates[i].visits == most]
         return max(candidates or valid, key=lambda i: scores[i])
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import mctx
 import numpy as np
 import pytest
+from mctx._src import seq_halving
 
 from alphallm import decode
 from alphallm.search import SearchConfig, best_answer, search, selection, tree_search
@@ -148,6 +149,12 @@ def test_chosen_path_converges_to_the_optimum():
     np.testing.assert_allclose(shortfall[512], 0.0, atol=1e-6)
     assert shortfall[8] > 0.02
     assert regret[512] < 0.5 * regret[8]
+
+
+def test_sequential_halving_takes_turns_as_mctx_does():
+    for num_simulations in (1, 7, 16, 32, 100):
+        theirs = seq_halving.get_table_of_considered_visits(16, num_simulations)
+        assert [tuple(selection._halving_turns(num, num_simulations)) for num in range(17)] == [*theirs]
 
 
 def test_interior_selection_is_that_of_mctx_where_all_is_open():
