@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from alphallm.errors import UserError
-from alphallm.tasks import solver
+from alphallm.tasks import solver, splits
 from alphallm.tasks import vocabulary as words
 from alphallm.types import Problem, Steps, Transition, pytree
 
 LARGEST = 32767  # of a numerator or denominator: a sum of two products of two of them still fits an int32.
+_LARGEST_EXTRA = 30  # of game24's numbers: there are 18,000 puzzles up to it, which takes the solver a minute.
 _LONGEST_NUMBER = 12  # tokens: minus, five digits, bar, five digits.
 _POWERS = np.array([1, 10, 100, 1000, 10000], np.int32)
 _FRACTION_TOKENS = words.fraction_tokens()
@@ -36,7 +37,7 @@ class TaskConfig:
     name: str = "game24"  # "game24" or "countdown".
     dataset: str = "default"  # game24: "default", "tot" or "tsllm"; countdown: "default".
     num_numbers: int = 4  # numbers of a problem.
-    max_number: int = 13  # the numbers are 1 .. max_number, at most 200.
+    max_number: int = 13  # the numbers are 1 .. max_number, at most 200; game24: those of puzzles to train on.
     max_target: int = 24  # countdown: targets are 1 .. max_target; game24: the target, 24.
     max_step_tokens: int = 8  # L: a step is "a op b = c" and a newline, six tokens if each number is a single token.
     manual_dir: str = ""  # the folder with 24.csv, for the datasets "tot" and "tsllm"; "" downloads it.
@@ -346,10 +347,15 @@ def _assert_shape(name: str, array, shape: tuple[int, ...]):
 
 def _check_config(config: TaskConfig):
     """UserError where the fields do not describe a task."""
-    if config.name == "game24" and (config.num_numbers, config.max_number, config.max_target) != (4, 13, 24):
+    if config.name == "game24" and (config.num_numbers, config.max_target) != (4, 24):
         raise UserError(
-            f"game24 has 4 numbers from 1 to 13 and the target 24, not {config.num_numbers}, {config.max_number} and "
-            f"{config.max_target}: leave num_numbers, max_number and max_target out, or use name='countdown'."
+            f"game24 has 4 numbers and the target 24, not {config.num_numbers} and {config.max_target}: leave "
+            "num_numbers and max_target out, or use name='countdown'."
+        )
+    if config.name == "game24" and not splits.LARGEST_GAME24 <= config.max_number <= _LARGEST_EXTRA:
+        raise UserError(
+            f"task.max_number={config.max_number} is out of range for game24: give {splits.LARGEST_GAME24} to "
+            f"{_LARGEST_EXTRA}; above {splits.LARGEST_GAME24} are puzzles to train on only."
         )
     limits = {
         "num_numbers": (2, 8),

@@ -39,6 +39,7 @@ def load_problems(task: Arithmetic, texts: Sequence[str]) -> Problem:
 def load_split(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
     """The texts of a split's problems in their fixed order, building the dataset into `data_dir` if it is not there.
 
+    Game of 24: where `config.max_number` is above 13, puzzles with larger numbers follow those of the split "train".
     `data_dir` is by default $TFDS_DATA_DIR or ~/tensorflow_datasets. Raises UserError, in a sentence that says what to
     do, for an unknown dataset or split, too few problems to fill every split, and a ranked csv that is missing or not
     what it should be.
@@ -47,11 +48,17 @@ def load_split(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
         raise UserError(f"Unknown split {split!r}: give one of {', '.join(SPLITS)}.")
     _check_dataset(config)
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    texts = _read(_builder(config, root), split, config, root)
+    if config.name == "game24" and split == "train" and config.max_number > splits.LARGEST_GAME24:
+        texts += _read(_extra_builder(config, root), split, config, root)
+    return texts
+
+
+def _read(builder, split: str, config: TaskConfig, root: pathlib.Path) -> list[str]:
     with _quietly():
-        builder = _builder(config, root)
         if not builder.is_prepared():
             _prepare(builder, config, root)
-    return [_as_text(example["problem"]) for example in builder.as_data_source(split=split)]
+        return [_as_text(example["problem"]) for example in builder.as_data_source(split=split)]
 
 
 def _check_dataset(config: TaskConfig):
@@ -74,6 +81,12 @@ def _builder(config: TaskConfig, root: pathlib.Path):
 
     builder_config = countdown.countdown_config(config.num_numbers, config.max_number, config.max_target)
     return countdown.Builder(config=builder_config, data_dir=root, file_format="array_record")
+
+
+def _extra_builder(config: TaskConfig, root: pathlib.Path):
+    from alphallm.tasks.game24 import game24_dataset_builder as game24
+
+    return game24.Builder(config=game24.extra_config(config.max_number), data_dir=root, file_format="array_record")
 
 
 @contextlib.contextmanager

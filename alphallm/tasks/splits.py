@@ -21,6 +21,7 @@ CSV_HELP = (
     "as manual_dir, or use the dataset 'default', which needs no file"
 )
 _NUM_GAME24 = 1362
+LARGEST_GAME24 = 13  # of the numbers of a puzzle, as on playing cards.
 _NUM_COUNTDOWN = 10000
 
 Splits = dict[str, list[str]]
@@ -28,9 +29,19 @@ Splits = dict[str, list[str]]
 
 def game24_default() -> Splits:
     """The solvable multisets of four numbers from 1 to 13 in a seeded order: 1062 train, 100 validation, 200 test."""
-    multisets = itertools.combinations_with_replacement(range(1, 14), 4)
-    texts = _shuffled([" ".join(map(str, numbers)) for numbers in multisets if solver.solvable(numbers, 24)])
+    texts = _shuffled(_solvable(LARGEST_GAME24))
     return {"train": texts[300:], "validation": texts[200:300], "test": texts[:200]}
+
+
+def game24_extra(max_number: int) -> list[str]:
+    """More to train on: the solvable multisets of four numbers whose largest is above 13, up to `max_number`."""
+    return _shuffled([text for text in _solvable(max_number) if int(text.split()[-1]) > LARGEST_GAME24])
+
+
+def _solvable(max_number: int) -> list[str]:
+    """The multisets of four numbers from 1 to `max_number` that can be made into 24, each with its numbers sorted."""
+    multisets = itertools.combinations_with_replacement(range(1, max_number + 1), 4)
+    return [" ".join(map(str, numbers)) for numbers in multisets if solver.solvable(numbers, 24)]
 
 
 def game24_ranked(dataset: str, csv_path: pathlib.Path) -> Splits:

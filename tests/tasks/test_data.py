@@ -18,6 +18,7 @@ CONFIGS = [
     pytest.param(TaskConfig(), (1062, 100, 200), id="game24-default"),
     pytest.param(TaskConfig(dataset="tot", manual_dir=str(CSV.parent)), (1162, 100, 100), marks=needs_csv, id="tot"),
     pytest.param(TaskConfig(dataset="tsllm", manual_dir=str(CSV.parent)), (900, 100, 362), marks=needs_csv, id="tsllm"),
+    pytest.param(TaskConfig(max_number=15), (1062 + 836, 100, 200), id="game24-extra"),
     pytest.param(COUNTDOWN, (8000, 1000, 1000), id="countdown"),
 ]
 
@@ -62,6 +63,8 @@ def test_generated_splits_never_change():
 
     assert digest(splits.game24_default()) == "3e60c9a245c89fd0"
     assert digest(splits.countdown(3, 20, 100)) == "71202455d1d1bf7b"
+    extra = splits.game24_extra(15)
+    assert hashlib.sha256(repr(extra).encode()).hexdigest()[:16] == "8a24d6f5cbc388c6"
 
 
 def test_a_dataset_is_built_once_and_keeps_the_order(data_dir, monkeypatch):

@@ -1,5 +1,6 @@
 """Game of 24 for tensorflow-datasets: puzzles as text, "4 9 10 13". Runs without TensorFlow (array_record)."""
 
+import dataclasses
 import pathlib
 
 import tensorflow_datasets as tfds
@@ -7,14 +8,28 @@ import tensorflow_datasets as tfds
 from alphallm.tasks import splits
 
 
+@dataclasses.dataclass(eq=False)
+class ExtraConfig(tfds.core.BuilderConfig):
+    """Puzzles with larger numbers, for training alone. Make it with `extra_config`."""
+
+    max_number: int = 20
+
+
+def extra_config(max_number: int) -> ExtraConfig:
+    """The config of the solvable puzzles whose largest number is from 14 to `max_number`."""
+    description = "Generated; train only, since no split of the others has such puzzles."
+    return ExtraConfig(name=f"extra{max_number}", description=description, max_number=max_number)
+
+
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Three ways to split the 1,362 solvable puzzles; those of the literature need the ranked csv."""
+    """Three ways to split the 1,362 solvable puzzles, two of them with the ranked csv; and extra puzzles to train on."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="default", description="Generated; 1062 train, 100 validation, 200 test."),
         tfds.core.BuilderConfig(name="tot", description="Test on ranks 901-1000 of the ranked csv."),
         tfds.core.BuilderConfig(name="tsllm", description="Test on ranks 1001-1362 of the ranked csv."),
+        extra_config(max_number=20),
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"For the configs tot and tsllm: {splits.CSV_HELP}."
 
@@ -24,7 +39,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        if self.builder_config.name == "default":
+        if isinstance(self.builder_config, ExtraConfig):
+            texts = {"train": splits.game24_extra(self.builder_config.max_number)}
+        elif self.builder_config.name == "default":
             texts = splits.game24_default()
         else:
             csv_path = pathlib.Path(dl_manager.manual_dir) / splits.CSV_NAME
