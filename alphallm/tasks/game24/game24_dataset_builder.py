@@ -22,7 +22,7 @@ def extra_config(max_number: int) -> ExtraConfig:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Three ways to split the 1,362 solvable puzzles, two of them with the ranked csv; and extra puzzles to train on."""
+    """Three ways to split the 1,362 solvable puzzles, two of them with the ranked csv; and extra ones to train on."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
