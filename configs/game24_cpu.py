@@ -20,13 +20,14 @@ from alphallm.training.targets import TargetConfig
 def get_config() -> Config:
     return Config(
         # Six tokens hold every step between numbers that are one token each; all puzzles can be solved by such steps.
-        task=TaskConfig(name="game24", dataset="default", max_step_tokens=6),
+        # Puzzles with numbers up to 20 are for training alone: without them the policy learns 1,062 puzzles by heart.
+        task=TaskConfig(name="game24", dataset="default", max_number=20, max_step_tokens=6),
         model=ModelConfig(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=256),
         warm_start=WarmStartConfig(data="random_play", num_steps=500, batch_size=128),
         optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, ema_decay=0.99),
         search=SearchConfig(num_simulations=16, num_candidates=16, max_considered=4, value_scale=0.4),
         targets=TargetConfig(nodes="all", rows_per_tree=6, policy="rest"),
-        training=TrainingConfig(num_iterations=180, problems_per_iteration=64, learner_steps=16, rows_per_lane=1),
-        evaluation=EvaluationConfig(every=30, num_problems=96, num_simulations=32),
-        checkpoints=CheckpointConfig(every=30, keep=2),
+        training=TrainingConfig(num_iterations=220, problems_per_iteration=64, learner_steps=16, rows_per_lane=1),
+        evaluation=EvaluationConfig(every=40, num_problems=100, num_simulations=32),
+        checkpoints=CheckpointConfig(every=40, keep=2),
     )
