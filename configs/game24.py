@@ -3,8 +3,8 @@
 python -m alphallm.train --config=configs/game24.py --workdir=runs/game24
 
 Give --config.task.manual_dir=FOLDER with the ranked 24.csv in it, or let it be downloaded. One to two hours on two CPU
-cores. As in game24_cpu, puzzles with numbers above 13, which no rank has, are trained on too; --config.task.max_number=13
-leaves them out.
+cores. As in game24_cpu, puzzles with numbers above 13, which no rank has, are trained on too;
+--config.task.max_number=13 leaves them out.
 """
 
 import dataclasses
