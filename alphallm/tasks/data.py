@@ -79,14 +79,20 @@ def _builder(config: TaskConfig, root: pathlib.Path):
         return game24.Builder(config=config.dataset, data_dir=root, file_format="array_record")
     from alphallm.tasks.countdown import countdown_dataset_builder as countdown
 
-    builder_config = countdown.countdown_config(config.num_numbers, config.max_number, config.max_target)
-    return countdown.Builder(config=builder_config, data_dir=root, file_format="array_record")
+    made = countdown.countdown_config(config.num_numbers, config.max_number, config.max_target)
+    return _builder_of(countdown.Builder, made, root)
 
 
 def _extra_builder(config: TaskConfig, root: pathlib.Path):
     from alphallm.tasks.game24 import game24_dataset_builder as game24
 
-    return game24.Builder(config=game24.extra_config(config.max_number), data_dir=root, file_format="array_record")
+    return _builder_of(game24.Builder, game24.extra_config(config.max_number), root)
+
+
+def _builder_of(builder, made, root: pathlib.Path):
+    """The builder of a config made on the spot; TFDS wants those that the class lists by their name."""
+    config = made.name if made.name in builder.builder_configs else made
+    return builder(config=config, data_dir=root, file_format="array_record")
 
 
 @contextlib.contextmanager
