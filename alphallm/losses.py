@@ -44,6 +44,14 @@ def log_rest(log_prob_K, written_K) -> jax.Array:
     return log1mexp(jnp.minimum(total, -1e-6))
 
 
+def kl_with_rest(log_prob_K, other_log_prob_K, written_K) -> jax.Array:
+    """KL divergence of one policy from another over written candidates and the rest, of one node: a lower bound of the
+    whole one, since the rest is taken as one outcome."""
+    join = lambda x_K: jnp.append(jnp.where(written_K, x_K, -1e9), log_rest(x_K, written_K))
+    entries, other = join(log_prob_K), join(other_log_prob_K)
+    return jnp.sum(jnp.exp(entries) * (entries - other))
+
+
 def policy_loss_with_rest(log_prob_K, written_K, target_K1) -> jax.Array:
     """(K+1)-way cross-entropy over candidates and the rest of the policy's mass, of one node.
 

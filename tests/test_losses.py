@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alphallm import losses
+from alphallm import decode, losses
 
 
 def test_log1mexp_is_accurate_at_both_ends():
@@ -48,6 +48,16 @@ def test_log_rest():
     everything = jnp.log(jnp.array([0.5, 0.2, 0.3]))
     value, gradient = jax.value_and_grad(losses.log_rest)(everything, jnp.ones(3, bool))
     assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+
+
+def test_kl_with_rest():
+    p, q, written = np.array([0.5, 0.2, 0.1]), np.array([0.1, 0.3, 0.2]), jnp.array([True, True, False])
+    # By hand: what was not written has 0.3 and 0.6.
+    wanted = 0.5 * np.log(5) + 0.2 * np.log(2 / 3) + 0.3 * np.log(1 / 2)
+    np.testing.assert_allclose(losses.kl_with_rest(jnp.log(p), jnp.log(q), written), wanted, rtol=1e-5)
+    assert abs(losses.kl_with_rest(jnp.log(p), jnp.log(p), written)) < 1e-6
+    everything = jnp.array([0.0, decode.LOG_ZERO, decode.LOG_ZERO])
+    assert jnp.isfinite(losses.kl_with_rest(everything, jnp.log(q), jnp.ones(3, bool)))
 
 
 # An enumerable space of steps: the policy's logits are the parameters, the first K steps are the candidates.

@@ -125,10 +125,13 @@ def row_loss(model: LanguageModel, params, rows: Row, config: Config, axis: str 
     value = 0.5 * mean(node, rows.value_weight * rows.valid)
     value += 0.5 * mean(candidate, rows.value_weight_K * valid_R1)
     target_entropy = -jnp.sum(jnp.where(rows.policy_K1 > 0, rows.policy_K1 * jnp.log(rows.policy_K1 + 1e-9), 0.0), -1)
+    # How far the policy has moved since the rows were searched.
+    moved = jax.vmap(losses.kl_with_rest)(rows.log_prob_K, log_prob_RK, rows.written_K)
     metrics = {
         "loss/policy": policy,
         "loss/value": value,
         "targets/policy_entropy": mean(target_entropy, rows.policy_weight * rows.valid),
+        "policy/kl_since_search": mean(moved, rows.policy_weight * rows.valid),
         "targets/value": mean(rows.value, rows.value_weight * rows.valid),
         "value/error": mean(jnp.square(jax.nn.sigmoid(value_RK) - rows.value_K), rows.value_weight_K * valid_R1),
     }
@@ -158,7 +161,7 @@ def _fewer_candidates(rows: Row, num: int) -> Row:
     )
 
 
-_PER_CANDIDATE = ("tokens_KL", "length_K", "written_K", "offset_K", "value_K", "value_weight_K")
+_PER_CANDIDATE = ("tokens_KL", "length_K", "written_K", "log_prob_K", "offset_K", "value_K", "value_weight_K")
 
 
 def score(model: LanguageModel, params, rows: Row) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -49,10 +49,10 @@ def add(replay: Replay, row: Row, problem: Problem) -> Replay:
     )
 
 
-def sample(replay: Replay, key_B: jax.Array, num: int) -> Row:
-    """Draws `num` valid rows of each lane, with replacement: leaves [B * num, ...].
+def sample(replay: Replay, key_B: jax.Array, num: int) -> tuple[Row, jax.Array]:
+    """Draws `num` valid rows of each lane, with replacement: leaves [B * num, ...], and their ages [B * num].
 
-    A lane without a valid row gives rows with `valid` False.
+    An age is the number of batches written since. A lane without a valid row gives rows with `valid` False.
     """
 
     def draw(key, valid):
@@ -60,7 +60,9 @@ def sample(replay: Replay, key_B: jax.Array, num: int) -> Row:
 
     index = jax.vmap(draw)(key_B, replay.rows.valid)
     rows = jax.tree.map(lambda x: jax.vmap(lambda lane, i: lane[i])(x, index), replay.rows)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    slots = replay.problem.index.shape[1]
+    age = (replay.added - 1 - index // (replay.rows.valid.shape[1] // slots)) % slots
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), age.reshape(-1)
 
 
 def draw_problems(replay: Replay, key_B: jax.Array) -> Problem:

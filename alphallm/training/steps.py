@@ -107,9 +107,10 @@ class Steps:
 
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
-            batch = replay.sample(stored, keys, config.training.rows_per_lane)
+            batch, age = replay.sample(stored, keys, config.training.rows_per_lane)
             loss = lambda p: learner.row_loss(self.model, p, batch, config, AXIS)
-            return learner.update(state, config.optimizer, total_steps(config), loss)
+            state, metrics = learner.update(state, config.optimizer, total_steps(config), loss)
+            return state, {**metrics, "replay/age": lax.pmean(jnp.mean(age.astype(jnp.float32)), AXIS)}
 
         state, metrics = lax.scan(step, state, jnp.arange(config.training.learner_steps))
         return state, stored, jax.tree.map(jnp.mean, metrics)

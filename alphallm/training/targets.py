@@ -55,6 +55,7 @@ class Row:
     length_K: jax.Array  # int32
     written_K: jax.Array  # bool
     policy_K1: jax.Array  # float32
+    log_prob_K: jax.Array  # float32: log pi of the actor.
     offset_K: jax.Array  # float32: log w - log pi of the actor.
     policy_weight: jax.Array  # float32: 0 for nodes without a policy target.
     value: jax.Array  # float32: the node's own value target.
@@ -171,6 +172,7 @@ def _row(tree: Tree, planned: Planned, problem: Problem, n, valid) -> Row:
         length_K=tree.length_BNK[n],
         written_K=tree.written_BNK[n],
         policy_K1=planned.policy_BNK1[n],
+        log_prob_K=tree.log_prob_BNK[n],
         offset_K=jnp.where(tree.written_BNK[n] & valid_K, tree.prior_logits_BNK[n] - tree.log_prob_BNK[n], 0.0),
         policy_weight=jnp.any(planned.policy_BNK1[n] > 0).astype(jnp.float32),
         value=planned.value_BN[n],

@@ -97,7 +97,8 @@ class BestOfNSteps(Steps):
         config, stored = self.config, replay.add(stored, pairs, problem)
 
         def step(state, i):
-            batch = replay.sample(stored, lane_keys(jax.random.fold_in(key, i), lane_B), config.training.rows_per_lane)
+            keys = lane_keys(jax.random.fold_in(key, i), lane_B)
+            batch, _ = replay.sample(stored, keys, config.training.rows_per_lane)
             loss = lambda p: pair_loss(self.model, p, batch, config.training.value_weight)
             return learner.update(state, config.optimizer, total_steps(config), loss)
 

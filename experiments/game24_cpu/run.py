@@ -4,9 +4,10 @@ python -m experiments.game24_cpu.run --output=runs/game24_cpu [--seeds=0,1,2]
 
 Trains each seed into OUTPUT/seed_N (a finished one is left alone, an unfinished one goes on), evaluates them and the
 first seed's warm start, and writes here what the README shows: training.png, tables and figures of both
-comparisons, and the first seed's weights.
+comparisons, the README's table (table.md), and the first seed's weights.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,10 +20,7 @@ from alphallm.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Generated tokens a puzzle: 3200 is a search of 32 simulations, 300 is value-greedy's choice among 16 candidates.
-COMPARISONS = (
-    ("at_equal_tokens", "--methods=greedy,best_of_n,majority,search,search_uniform", "--budgets=400,1000,3200"),
-    ("value_greedy", "--methods=value_greedy", "--budgets=300"),
-)
+BUDGETS = "--budgets=300,1000,3200"
 
 
 def define_flags() -> None:
@@ -35,13 +33,55 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     runs = [os.path.join(flags.FLAGS.output, f"seed_{seed}") for seed in flags.FLAGS.seeds]
     for seed, run in zip(flags.FLAGS.seeds, runs, strict=True):
         _run("alphallm.train", "--config=configs/game24_cpu.py", f"--workdir={run}", f"--config.seed={seed}")
-    judged = f"--workdir={','.join([*runs, os.path.join(runs[0], 'warm_start')])}"
-    for output, methods, budgets in COMPARISONS:
-        _run("alphallm.evaluate", judged, "--split=test", methods, budgets, f"--output={os.path.join(HERE, output)}")
+    compared = {
+        "at_equal_tokens": (runs, "greedy,value_greedy,best_of_n,majority,search,search_uniform"),
+        "warm_start": ([os.path.join(runs[0], "warm_start")], "greedy,value_greedy,search"),
+    }
+    outputs = [os.path.join(HERE, name) for name in compared]
+    for output, (judged, methods) in zip(outputs, compared.values(), strict=True):
+        which = [f"--workdir={','.join(judged)}", "--split=test", f"--methods={methods}", BUDGETS]
+        _run("alphallm.evaluate", *which, f"--output={output}")
     from alphallm.evaluation.curves import plot_training
 
     plot_training(runs, os.path.join(HERE, "training.png"))
+    write_table([os.path.join(output, "evaluation.json") for output in outputs])
     shutil.copytree(os.path.join(runs[0], "export"), os.path.join(HERE, "export"), dirs_exist_ok=True)
+
+
+def write_table(paths: list[str]) -> None:
+    """Writes table.md: a line for each method, mode and budget, with means over seeds and problems."""
+    lines: dict[tuple, list[dict]] = {}
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            for row in json.load(file)["rows"]:
+                trained = row["run"] != "warm_start"
+                key = (not trained, row["budget"] or 0, row["mode"], row["method"])
+                lines.setdefault(key, []).append(row)
+    head = ("method", "mode", "knob", "solve rate", "seed by seed", "illegal answers", "tokens", "expansions", "GFLOP")
+    out = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
+    for (warm_start, _, mode, method), rows in sorted(lines.items(), key=lambda line: line[0]):
+        if method == "search_uniform":
+            rows = rows[:1]  # It knows nothing of a run.
+            if warm_start:
+                continue
+        mean = {name: sum(row[name] for row in rows) / len(rows) for name in ("solved", "illegal", *_SPENT)}
+        cells = [
+            f"{method} (warm start)" if warm_start else method,
+            mode.replace("_", " ").replace("both", "–"),
+            rows[0]["knob"] or "–",
+            f"{mean['solved']:.1%}",
+            ", ".join(f"{100 * row['solved']:.1f}" for row in rows) if len(rows) > 1 else "–",
+            f"{mean['illegal']:.1%}",
+            f"{mean['tokens']:,.0f}",
+            f"{mean['expansions']:.0f}",
+            f"{mean['FLOPs'] / 1e9:.2f}",
+        ]
+        out.append(f"| {' | '.join(cells)} |")
+    with open(os.path.join(HERE, "table.md"), "w", encoding="utf-8") as file:
+        file.write("\n".join(out) + "\n")
+
+
+_SPENT = ("tokens", "expansions", "FLOPs")
 
 
 def _run(module: str, *options: str) -> None:

@@ -36,6 +36,7 @@ def make_rows(seed=0):
         path_DL=rng.integers(0, V, (R, D, L)), path_length_D=path_length, tokens_KL=tokens_KL,
         length_K=np.where(written, length_K, 0), written_K=written,
         policy_K1=np.concatenate([policy[:, :-1], np.zeros((R, 1)), policy[:, -1:]], 1).astype(np.float32),
+        log_prob_K=np.where(written, np.log(rng.dirichlet(np.ones(K), R)), -1e9).astype(np.float32),
         offset_K=np.where(written, rng.normal(size=(R, K)), 0.0).astype(np.float32),
         policy_weight=np.ones(R, np.float32),
         value=rng.random(R).astype(np.float32), value_weight=np.ones(R, np.float32),
@@ -100,7 +101,7 @@ def padded(rows):
         path_length_D=jnp.pad(rows.path_length_D, ((0, 0), (0, 1))), tokens_KL=pad(rows.tokens_KL, a1=1, a2=2),
         length_K=jnp.pad(rows.length_K, ((0, 0), (0, 1))), written_K=pad(rows.written_K, a1=1),
         policy_K1=jnp.concatenate([k1[:, :-1], jnp.zeros((R, 1)), k1[:, -1:]], 1),
-        **{name: pad(getattr(rows, name), a1=1) for name in ("offset_K", "value_K", "value_weight_K")},
+        **{name: pad(getattr(rows, name), a1=1) for name in ("log_prob_K", "offset_K", "value_K", "value_weight_K")},
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def filled(times, capacity=5, **options):
 
 def draw(stored, num, seed=0, lanes=slice(None)):
     keys = jax.random.split(jax.random.key(seed), LANES)[lanes]
-    return replay.sample(stored, keys, num)
+    return replay.sample(stored, keys, num)[0]
 
 
 def test_new_rows_take_the_place_of_the_oldest():
@@ -55,6 +55,14 @@ def test_only_valid_rows_are_drawn_each_as_often():
     assert set(value[0]) == {100, 200, 201} and set(value[1]) == {211}
     np.testing.assert_allclose(np.unique(value[0], return_counts=True)[1] / 3000, 1 / 3, atol=0.05)
     np.testing.assert_array_equal(rows.valid, np.repeat([True, True, False], 3000))
+
+
+@pytest.mark.parametrize("times", [[5], [5, 6], [5, 6, 7], [5, 6, 7, 8, 9]])
+def test_a_row_is_as_old_as_the_batches_written_since(times):
+    keys = jax.random.split(jax.random.key(0), LANES)
+    rows, age = replay.sample(filled(times, capacity=4), keys, 50)
+    np.testing.assert_array_equal(age, times[-1] - rows.value // 100)
+    assert set(age.tolist()) == {0, 1} if len(times) > 1 else {0}
 
 
 def test_a_partly_filled_ring_gives_only_what_was_stored():

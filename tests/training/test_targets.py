@@ -158,7 +158,7 @@ def test_rows_hold_their_nodes(mode):
         assert n == 0 or known or tree.visits_BN[b, n] >= config.min_visits
         for ours, theirs in [
             (row.tokens_KL, tree.tokens_BNKL), (row.length_K, tree.length_BNK), (row.written_K, tree.written_BNK),
-            (row.policy_K1, planned.policy_BNK1), (row.value, planned.value_BN),
+            (row.policy_K1, planned.policy_BNK1), (row.log_prob_K, tree.log_prob_BNK), (row.value, planned.value_BN),
         ]:  # fmt: skip
             np.testing.assert_array_equal(ours, theirs[b, n])
         problem = TASK.problem(SEEDS[b])
