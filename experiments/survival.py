@@ -269,9 +269,8 @@ def failures(root: pathlib.Path) -> list[dict[str, Any]]:
         process = start(arguments, run, 1, cache)
         told = process.communicate()[0]
         lines = [line for line in told.splitlines() if line.startswith(("error:", "warning:"))]
-        sentences = [line for line in lines if line.startswith("error:" if fails else "warning:")]
         kept = all(checkpoint_bytes(run).get(path) == data for path, data in before.items())
-        right = (process.returncode == int(fails)) and words in told and "Traceback" not in told and len(sentences) == 1
+        right = (process.returncode == int(fails)) and words in told and "Traceback" not in told and len(lines) == 1
         right = right and (kept or not fails)
         return {"case": case, "verdict": "right" if right else f"wrong (status {process.returncode})", "said": lines}
 
@@ -323,8 +322,7 @@ def full_disk(
         return {"case": case, "verdict": "right", "said": ["(not tried: no right to mount a small disk)"]}
     lines = [line for line in process.stderr.splitlines() if line.startswith(("error:", "warning:"))]
     kept = [name for name in process.stdout.rpartition("steps:")[2].split() if name.isdecimal() and int(name) > 0]
-    errors = [line for line in lines if line.startswith("error:")]
-    right = process.returncode == 1 and len(errors) == 1 and words in errors[0] and "Traceback" not in process.stderr
+    right = process.returncode == 1 and len(lines) == 1 and words in lines[0] and "Traceback" not in process.stderr
     verdict = "right" if right and kept else f"wrong (status {process.returncode}, kept {kept}): {process.stderr}"
     return {"case": case, "verdict": verdict, "said": lines}
 

@@ -113,6 +113,7 @@ class Checkpoints:
         if not candidates or not os.path.isdir(self._path(candidates[0])):
             asked = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise UserError(f"There is {asked} in {self.directory!r}, which has steps {self.steps()}.")
+        passed_over = []
         for candidate in candidates:
             try:
                 arrays, meta = self._read(candidate)
@@ -124,11 +125,10 @@ class Checkpoints:
                         f"and an older one is taken."
                     ) from error
                 self._damaged.add(candidate)
-                print(
-                    f"warning: the checkpoint {self._path(candidate)!r} is damaged and is passed over ({reason}).",
-                    file=sys.stderr,
-                )
+                passed_over.append(f"the checkpoint {self._path(candidate)!r} is damaged and is passed over ({reason})")
                 continue
+            for warning in passed_over:
+                print(f"warning: {warning}.", file=sys.stderr)
             return _fill(template, arrays, partial, self._path(candidate)), meta
         raise UserError(
             f"Every checkpoint in {self.directory!r} is damaged (steps {sorted(self._damaged)}); delete this folder to "

@@ -64,7 +64,10 @@ def write_table(paths: list[str]) -> None:
             rows = rows[:1]  # It knows nothing of a run.
             if warm_start:
                 continue
-        mean = {name: sum(row[name] for row in rows) / len(rows) for name in ("solved", "illegal", *_SPENT)}
+        mean = {
+            name: sum(row[name] for row in rows) / len(rows)
+            for name in ("solved", "illegal", "tokens", "expansions", "FLOPs")
+        }
         cells = [
             f"{method} (warm start)" if warm_start else method,
             mode.replace("_", " ").replace("both", "–"),
@@ -79,9 +82,6 @@ def write_table(paths: list[str]) -> None:
         out.append(f"| {' | '.join(cells)} |")
     with open(os.path.join(HERE, "table.md"), "w", encoding="utf-8") as file:
         file.write("\n".join(out) + "\n")
-
-
-_SPENT = ("tokens", "expansions", "FLOPs")
 
 
 def _run(module: str, *options: str) -> None:

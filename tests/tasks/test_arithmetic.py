@@ -314,7 +314,7 @@ def test_a_bad_config_is_refused():
         make_task(TaskConfig(name="gam24"))
     with pytest.raises(ValueError, match="leave num_numbers"):
         make_task(TaskConfig(num_numbers=3))
-    with pytest.raises(ValueError, match="max_number=12 is out of range for game24: give 13 to 30"):
+    with pytest.raises(ValueError, match="max_number=12 is out of range for game24: give 13 to 24"):
         make_task(TaskConfig(max_number=12))
     with pytest.raises(ValueError, match="max_step_tokens=5 is out of range: give 6 to 39"):
         make_task(TaskConfig(max_step_tokens=5))

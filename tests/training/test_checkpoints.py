@@ -141,7 +141,7 @@ def test_a_damaged_newest_checkpoint_is_never_read_as_if_it_were_whole(tmp_path,
     assert Checkpoints(tmp_path).restore(make_state())[1] == {"step": 2}
 
 
-def test_training_goes_on_after_a_damaged_checkpoint(tmp_path):
+def test_training_goes_on_after_a_damaged_checkpoint(tmp_path, capsys):
     save_steps(tmp_path, [1, 2, 3])
     for step in (2, 3):
         shutil.rmtree(tmp_path / str(step) / "state")
@@ -153,8 +153,10 @@ def test_training_goes_on_after_a_damaged_checkpoint(tmp_path):
     assert Checkpoints(tmp_path).restore(make_state())[1] == {"step": 2, "again": True}
     for step in Checkpoints(tmp_path).steps():
         shutil.rmtree(tmp_path / str(step) / "state")
+    capsys.readouterr()
     with pytest.raises(UserError, match="Every checkpoint .* is damaged"):
         Checkpoints(tmp_path).restore(make_state())
+    assert "warning" not in capsys.readouterr().err  # The error says it all, once.
 
 
 def test_a_foreign_folder_is_refused(tmp_path):
