@@ -12,6 +12,7 @@ Three ways to choose the candidates share that loop and differ in one function e
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -53,6 +54,13 @@ class Candidates:
     root_gumbel_BK: jax.Array  # float32: Gumbel noise for the root, consistent with how the candidates were drawn.
     value_BK: jax.Array  # float32 in [0, 1]: the value head's reading at the step's last token.
     count_BK: jax.Array  # int32: how many i.i.d. samples the candidate stands for (1 if drawn without replacement).
+
+
+def likely(candidates: Candidates, min_p: float) -> jax.Array:
+    """Bool [B, K]: the candidate has at least `min_p` times the probability of the likeliest one."""
+    log_prob_BK = jnp.where(candidates.valid_BK, candidates.log_prob_BK, LOG_ZERO)
+    least_B1 = jnp.max(log_prob_BK, -1, keepdims=True) + (math.log(min_p) if min_p > 0 else LOG_ZERO)
+    return log_prob_BK >= least_B1
 
 
 def causal_mask(batch: int, size: int) -> jax.Array:

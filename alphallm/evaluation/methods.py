@@ -76,7 +76,9 @@ def answer(
     if program.name == "greedy":
         return _pick_chain(task, problem, _sample(model, *arguments, num=1, temperature=0.0), _first, jnp.bool_(False))
     if program.name == "value_greedy":
-        return _value_greedy(model, *arguments, num=program.knob, verified=switches.verified)
+        return _value_greedy(
+            model, *arguments, num=program.knob, min_p=program.search.min_p, verified=switches.verified
+        )
     if program.name == "search":
         return _search(model, *arguments, program.search, switches.verified)
     if program.name == "search_uniform":
@@ -196,7 +198,7 @@ class _Walk:
     positions_B: jax.Array
 
 
-def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, verified) -> Result:
+def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, min_p: float, verified) -> Result:
     walk = _start(model, task, params, problem)
     row, vocabulary = jnp.arange(key_B.shape[0]), task.vocabulary
     over_candidates = jax.vmap(jax.vmap(task.step, in_axes=(None, 0, 0)))
@@ -209,7 +211,7 @@ def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, ver
             step_end_V=jnp.asarray(vocabulary.step_end_V), pad=vocabulary.pad,
         )  # fmt: skip
         verdict = over_candidates(walk.state, candidates.tokens_BKL, candidates.length_BK)
-        allowed_BK = candidates.valid_BK & (verdict.legal | ~verified)
+        allowed_BK = candidates.valid_BK & jnp.where(verified, verdict.legal, decode.likely(candidates, min_p))
         value_BK = jnp.where(verdict.done & verified, verdict.reward, candidates.value_BK)
         chosen_B = jnp.argmax(jnp.where(allowed_BK, value_BK, -1.0), -1)
         takes_B = walk.running_B & jnp.any(allowed_BK, -1)

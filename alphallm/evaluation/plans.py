@@ -53,7 +53,7 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Metho
         return Method("greedy", "both", 0, SearchConfig())
     if name in ("search", "search_uniform"):
         return with_simulations(search, name, mode, (budget - _chain(task)) // _expansion(task, search) - 1)
-    return Method(name, mode, budget // _chain(task), SearchConfig())
+    return Method(name, mode, budget // _chain(task), SearchConfig(min_p=search.min_p))
 
 
 def with_simulations(search: SearchConfig, name: str, mode: str, simulations: int) -> Method:

@@ -19,6 +19,9 @@ class SearchConfig:
     proposer: Literal["gumbel_top_k", "iid", "listed"] = "gumbel_top_k"
     num_candidates: int = 16  # K; a task that lists its steps has a K of its own.
     temperature: float = 1.0  # of the i.i.d. proposer; 1 is the policy itself.
+    # Where illegal steps are not masked, a candidate needs this share of the likeliest one's probability (min-p, Nguyen
+    # et al. 2024): the value head has seldom met what the policy would hardly write. 0 lets all of them in.
+    min_p: float = 0.001
     # "corrected" is the prior that counts the policy once; "policy" weights sampled candidates by the policy again.
     prior: Literal["corrected", "policy"] = "corrected"
     # What stands for the Q of an unvisited candidate: the value read at its own last token, or MuZero's mixed value.

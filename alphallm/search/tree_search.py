@@ -256,7 +256,8 @@ class _Expander:
         """Verifies the candidates. What the caller may not see is masked here, once."""
         over_candidates = jax.vmap(jax.vmap(self.task.step, in_axes=(None, 0, 0)))
         verdict = over_candidates(state, candidates.tokens_BKL, candidates.length_BK)
-        valid = candidates.valid_BK & (verdict.legal | ~self.masked_B[:, None]) & expanded_B[:, None]
+        allowed = jnp.where(self.masked_B[:, None], verdict.legal, decode.likely(candidates, self.config.min_p))
+        valid = candidates.valid_BK & allowed & expanded_B[:, None]
         known = self.verified_B[:, None] & verdict.done
         child_value = jnp.where(known, verdict.reward, candidates.value_BK)
         child_value = jnp.where(valid, child_value, 0.0)

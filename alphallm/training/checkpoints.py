@@ -6,12 +6,15 @@ random keys are stored as their data. Saving runs in the background: `save` of 3
 core, while writing takes 0.3 s.
 """
 
+import functools
 import json
+import logging
 import os
 import shutil
 import sys
 import zlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, Self
 
 import jax
@@ -54,8 +57,7 @@ class Checkpoints:
         Waits for the save before. A save that failed, on a full disk for example, raises `UserError` here, in the next
         `save`, or in `wait` and `close`; the checkpoints before it are whole.
         """
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         writer = self._open_writer()
         named = {name: _stored(leaf) for name, leaf in _named_leaves(state).items()}
         # Orbax refuses arrays without elements, and there is nothing in them to save.
@@ -155,8 +157,7 @@ class Checkpoints:
     def _open_writer(self) -> Any:
         if self._writer is not None:
             return self._writer
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         self._check_folder()
         try:
             os.makedirs(self.directory, exist_ok=True)
@@ -179,8 +180,7 @@ class Checkpoints:
             self._writer.wait_until_finished()
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         items = ocp.args.Composite(state=ocp.args.StandardRestore(), header=ocp.args.JsonRestore())
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             found = reader.restore(self._path(step), args=items)
@@ -197,6 +197,25 @@ class Checkpoints:
             f"A checkpoint could not be saved in {self.directory!r} ({reason}); the steps {self.steps()} are whole: "
             f"{advice} and run the same command again."
         )
+
+
+@functools.cache
+def _orbax() -> ModuleType:
+    """Orbax, whose threads no longer print what it raises as well.
+
+    Each of them logs its error with a traceback, and TensorStore's report to event loops that are closed by then.
+    """
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    print_unraisable = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            print_unraisable(unraisable)
+
+    sys.unraisablehook = hook
+    return ocp
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
