@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +139,14 @@ def test_gumbel_perturbed_log_probabilities_are_sorted():
     assert (jnp.diff(phi, axis=-1) < 0).all()
     # Weights exceed probabilities: they stand for what was not drawn, too.
     assert (out.prior_logits_BK >= out.log_prob_BK - 1e-6).all()
+
+
+@pytest.mark.parametrize(("min_p", "expected"), [(0.0, [1, 1, 1, 0]), (0.3, [1, 1, 0, 0]), (1.0, [1, 0, 0, 0])])
+def test_likely_is_a_share_of_the_likeliest_that_ended(min_p, expected):
+    valid = jnp.array([[True, True, True, False]])
+    log_prob = jnp.log(jnp.array([[0.2, 0.1, 0.01, 0.5]]))
+    found = decode.likely(types.SimpleNamespace(valid_BK=valid, log_prob_BK=log_prob), min_p)
+    assert (found & valid)[0].tolist() == [bool(x) for x in expected]
 
 
 def test_gumbel_draws_without_replacement_from_the_policy():

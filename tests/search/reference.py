@@ -105,10 +105,12 @@ class Reference:
         node = Node(history, state, depth, index)
         prefix, got = propose(self.model, self.task, self.config, self.params, history, state, self.key, index)
         prior_logits = got.log_prob_BK if self.config.prior == "policy" else got.prior_logits_BK
+        likeliest = float(jnp.exp(jnp.max(jnp.where(got.valid_BK, got.log_prob_BK, -jnp.inf))))
         for k in range(got.valid_BK.shape[1]):
             tokens, length = tuple(map(int, got.tokens_BKL[0, k])), int(got.length_BK[0, k])
             after, reward, done, legal = self.task.plain_step(state, tokens, length)
-            valid = bool(got.valid_BK[0, k]) and (legal or not self.masked)
+            likely = float(jnp.exp(got.log_prob_BK[0, k])) >= self.config.min_p * likeliest
+            valid = bool(got.valid_BK[0, k]) and (legal if self.masked else likely)
             own = reward if self.verified and done else float(got.value_BK[0, k])
             own = own if valid else 0.0
             node.candidates.append(

@@ -45,6 +45,7 @@ BASE = SearchConfig(num_simulations=24, num_candidates=5, max_considered=4, valu
 VARIANTS = {
     "default": {},
     "value backup": {"backup": "value", "completion": "mixed_value", "value_scale": 0.5},
+    "unlikely steps left out": {"min_p": 0.3},
     "iid": {"proposer": "iid", "temperature": 1.5, "backup": "children"},
     "listed": {"proposer": "listed", "completion": "mixed_value"},
 }
