@@ -49,7 +49,8 @@ class Checkpoints:
         except UserError as failure:
             if error is None:
                 raise
-            print(f"warning: {failure}", file=sys.stderr)
+            if not ("No space left" in str(error) and "the disk is full" in str(failure)):  # One sentence is enough.
+                print(f"warning: {failure}", file=sys.stderr)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Starts saving; the state may be changed or donated as soon as this returns.

@@ -198,16 +198,28 @@ def score(model: LanguageModel, params, rows: Row) -> tuple[jax.Array, jax.Array
 def chain_loss(model: LanguageModel, params, chain: Chain, value_weight: float, axis: str | None = None):
     """Loss of whole demonstrated chains [R, ...]: next-token for their steps, value at the prompt's and steps' ends."""
     mean = functools.partial(losses.masked_mean, axis=axis)
+    hidden, next_log_prob, tokens, is_step, is_end, real = _chain_pass(model, params, chain)
+    policy = -mean(next_log_prob, is_step[:, 1:])
+    outcome = jnp.broadcast_to(chain.outcome[:, None], tokens.shape)
+    value = mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end & real)
+    return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
+
+
+def chain_log_prob(model: LanguageModel, params, chain: Chain) -> jax.Array:
+    """Log-probability [R] of each chain's steps after its prompt."""
+    _, next_log_prob, _, is_step, _, _ = _chain_pass(model, params, chain)
+    return jnp.sum(jnp.where(is_step[:, 1:], next_log_prob, 0.0), -1)
+
+
+def _chain_pass(model: LanguageModel, params, chain: Chain):
+    """Hidden states [R, T, E], log-probabilities [R, T - 1] of the next tokens, and what `compact` returns."""
     tokens, is_step, is_end, real = compact(chain)
     num_rows, size = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(size)[None], (num_rows, size))
     hidden = model.trunk(params, tokens, positions, causal_mask(num_rows, size)).hidden_BXE
     log_probs = jax.nn.log_softmax(model.logits(params, hidden[:, :-1]))
     next_log_prob = jnp.take_along_axis(log_probs, tokens[:, 1:, None], -1)[..., 0]
-    policy = -mean(next_log_prob, is_step[:, 1:])
-    outcome = jnp.broadcast_to(chain.outcome[:, None], tokens.shape)
-    value = mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end & real)
-    return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
+    return hidden, next_log_prob, tokens, is_step, is_end, real
 
 
 def compact(chain: Chain):

@@ -130,6 +130,7 @@ def train(
     texts = problem_texts(config, "validation")[: config.evaluation.num_problems]
     validation = Validation(trainer.model, trainer.task, config, texts)
     checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), config.checkpoints.keep)
+    reference = os.path.join(workdir, "warm_start")  # Its export, once the warm start is over.
     state, start = _restore(trainer, checkpoints)
     with (
         run_folder.RunLog(workdir) as log,
@@ -147,9 +148,12 @@ def train(
             iteration = done - trainer.warm_ticks
             last = done == trainer.num_ticks
             if iteration == 0:
-                _export(trainer, state, os.path.join(workdir, "warm_start"), {})
+                _export(trainer, state, reference, {})
             if iteration >= 0 and (iteration % config.evaluation.every == 0 or last):
-                results, samples = validation(parallel.first(state.learner.average))
+                params = parallel.first(state.learner.average)
+                results, samples = validation(params)
+                if os.path.exists(reference):
+                    log.metrics(done, {"policy/kl_to_warm_start": validation.kl(params, load_export(reference)[0])})
                 _show(progress.console, log, done, iteration, results, samples)
             if done % config.checkpoints.every == 0 or iteration == 0 or last:
                 checkpoints.save(done, trainer.to_host(state), {"tick": done, "iteration": iteration})

@@ -1,15 +1,20 @@
 """Solve rates on validation problems while training, and a few answers in words."""
 
 import dataclasses
+import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from alphallm.evaluation import compare, plans
+from alphallm import decode
+from alphallm.evaluation import chains, compare, plans
 from alphallm.evaluation.plans import Method
 from alphallm.models import LanguageModel
 from alphallm.search import SearchConfig
 from alphallm.tasks import data
 from alphallm.training.config import Config
+from alphallm.training.learner import Chain, chain_log_prob
 
 _SAMPLES = 2  # of each kind: solved, and failed.
 
@@ -34,6 +39,15 @@ class Validation:
             "search, value only": plans.with_simulations(search, "search", "value_only", simulations),
         }
 
+        self._kl = jax.jit(functools.partial(_kl, self.model, self.task))
+
+    def kl(self, params, reference) -> float:
+        """KL divergence of the policy from a reference policy over whole answers, in nats a problem.
+
+        An estimate from one sampled chain a problem, the same random numbers each time.
+        """
+        return float(self._kl(params, reference, self.problems))
+
     def __call__(self, params) -> tuple[dict[str, float], list[Sample]]:
         """Solve rates by method, and samples of the search's answers."""
         results = {
@@ -56,3 +70,12 @@ class Validation:
         ]
         verdict = "solved" if solved else "failed"
         return Sample(f"{self.texts[i]}: {verdict}", "; ".join(lines))
+
+
+def _kl(model: LanguageModel, task, params, reference, problems) -> jax.Array:
+    key_B1 = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(problems.index)[:, None]
+    prefix = decode.prefill(model, params, problems)
+    drawn = chains.sample(model, task, params, problems, prefix, key_B1, temperature=1.0)
+    drawn = jax.tree.map(lambda x: x[:, 0], drawn)
+    chain = Chain(problems.tokens_P, problems.length, drawn.tokens_BJDL, drawn.length_BJD, drawn.value_BJ)
+    return jnp.mean(drawn.log_prob_BJ - chain_log_prob(model, reference, chain))

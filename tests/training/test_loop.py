@@ -34,6 +34,9 @@ class OnePuzzle:
     def __call__(self, params):
         return {"search": float(np.abs(params["final_norm"]).sum())}, []
 
+    def kl(self, params, reference):
+        return float(np.abs(params["final_norm"] - reference["final_norm"]).sum())
+
 
 @pytest.fixture(autouse=True)
 def without_validation(monkeypatch):
