@@ -9,9 +9,11 @@
 Logs may run ahead of the checkpoints: a run that is continued first calls `cut_back` with the step it continues from.
 """
 
+import contextlib
 import json
 import math
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -142,10 +144,33 @@ class RunLog:
 
     def _open_events(self) -> Any:
         if self._events is None:
-            from tensorboardX import SummaryWriter  # takes most of a second to import
+            from tensorboardX import SummaryWriter, record_writer  # takes most of a second to import
 
-            self._events = SummaryWriter(self.folder, purge_step=self._first_step or None)
+            files = types.SimpleNamespace(open=_EventFile, directory_check=lambda path: None)
+            record_writer.register_writer_factory("alphallm", files)
+            self._events = SummaryWriter(f"alphallm:{self.folder}", purge_step=self._first_step or None)
         return self._events
+
+
+class _EventFile:
+    """An event file for TensorBoard that swallows what a full disk does not take: metrics.jsonl has it, and says so.
+
+    The library's own raises in a background thread, and once more at every attempt to close it.
+    """
+
+    def __init__(self, path: str):
+        self._file = open(path.partition(":")[2], "wb", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:

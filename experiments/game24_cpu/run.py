@@ -1,10 +1,12 @@
-"""The recorded run of the README: three seeds of configs/game24_cpu.py, judged once on the test split.
+"""The recorded runs of the README: three seeds of configs/game24_cpu.py, judged once on the test split.
 
 python -m experiments.game24_cpu.run --output=runs/game24_cpu [--seeds=0,1,2]
+python -m experiments.game24_cpu.run --output=runs/game24 --config=configs/game24.py --results=experiments/game24 \
+    --noexport --override=task.manual_dir=FOLDER
 
 Trains each seed into OUTPUT/seed_N (a finished one is left alone, an unfinished one goes on), evaluates them and the
-first seed's warm start, and writes here what the README shows: training.png, tables and figures of both
-comparisons, the README's table (table.md), and the first seed's weights.
+first seed's warm start, and writes what the README shows to RESULTS, by default here: training.png, tables and figures
+of both comparisons, the README's table (table.md), and the first seed's weights.
 """
 
 import json
@@ -25,31 +27,40 @@ BUDGETS = "--budgets=300,1000,3200"
 
 def define_flags() -> None:
     flags.DEFINE_string("output", "runs/game24_cpu", "The folder of the runs.")
+    flags.DEFINE_string("config", "configs/game24_cpu.py", "The config to train.")
+    flags.DEFINE_string("results", HERE, "The folder of the tables and figures.")
+    flags.DEFINE_list("override", [], "FIELD=VALUE, for every seed.")
+    flags.DEFINE_bool("export", True, "Also copy the first seed's weights to the results.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training.")
 
 
 def main(arguments: list[str], overrides: dict[str, str]) -> None:
     del arguments, overrides
-    runs = [os.path.join(flags.FLAGS.output, f"seed_{seed}") for seed in flags.FLAGS.seeds]
-    for seed, run in zip(flags.FLAGS.seeds, runs, strict=True):
-        _run("alphallm.train", "--config=configs/game24_cpu.py", f"--workdir={run}", f"--config.seed={seed}")
+    options = flags.FLAGS
+    runs = [os.path.join(options.output, f"seed_{seed}") for seed in options.seeds]
+    fields = [f"--config.{item}" for item in options.override]
+    for seed, run in zip(options.seeds, runs, strict=True):
+        _run("alphallm.train", f"--config={options.config}", f"--workdir={run}", f"--config.seed={seed}", *fields)
     compared = {
         "at_equal_tokens": (runs, "greedy,value_greedy,best_of_n,majority,search,search_uniform"),
         "warm_start": ([os.path.join(runs[0], "warm_start")], "greedy,value_greedy,search"),
     }
-    outputs = [os.path.join(HERE, name) for name in compared]
+    outputs = [os.path.join(options.results, name) for name in compared]
     for output, (judged, methods) in zip(outputs, compared.values(), strict=True):
         which = [f"--workdir={','.join(judged)}", "--split=test", f"--methods={methods}", BUDGETS]
         _run("alphallm.evaluate", *which, f"--output={output}")
     from alphallm.evaluation.curves import plot_training
 
-    plot_training(runs, os.path.join(HERE, "training.png"))
-    write_table([os.path.join(output, "evaluation.json") for output in outputs])
-    shutil.copytree(os.path.join(runs[0], "export"), os.path.join(HERE, "export"), dirs_exist_ok=True)
+    plot_training(runs, os.path.join(options.results, "training.png"))
+    table = table_of([os.path.join(output, "evaluation.json") for output in outputs])
+    with open(os.path.join(options.results, "table.md"), "w", encoding="utf-8") as file:
+        file.write(table)
+    if options.export:
+        shutil.copytree(os.path.join(runs[0], "export"), os.path.join(options.results, "export"), dirs_exist_ok=True)
 
 
-def write_table(paths: list[str]) -> None:
-    """Writes table.md: a line for each method, mode and budget, with means over seeds and problems."""
+def table_of(paths: list[str]) -> str:
+    """A line for each method, mode and budget, with means over seeds and problems."""
     lines: dict[tuple, list[dict]] = {}
     for path in paths:
         with open(path, encoding="utf-8") as file:
@@ -80,8 +91,7 @@ def write_table(paths: list[str]) -> None:
             f"{mean['FLOPs'] / 1e9:.2f}",
         ]
         out.append(f"| {' | '.join(cells)} |")
-    with open(os.path.join(HERE, "table.md"), "w", encoding="utf-8") as file:
-        file.write("\n".join(out) + "\n")
+    return "\n".join(out) + "\n"
 
 
 def _run(module: str, *options: str) -> None:

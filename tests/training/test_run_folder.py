@@ -11,6 +11,7 @@ import pytest
 
 from alphallm.config import to_dict
 from alphallm.errors import UserError
+from alphallm.training import run_folder
 from alphallm.training.run_folder import RunLog, check_same_config, read_config, read_rows, write_config
 
 
@@ -52,6 +53,20 @@ def test_metrics_are_rows_and_events(tmp_path):
         ]
         log.metrics(2, {"loss": 0.25})
     assert event_steps(tmp_path / "run") == [(1, False)] * 3 + [(2, False)]
+
+
+def test_a_full_disk_is_told_once(tmp_path, monkeypatch, capfd):
+    """The event file is on a device that is always full, and then the metrics are too."""
+    log = RunLog(tmp_path)
+    event_file = run_folder._EventFile
+    monkeypatch.setattr(run_folder, "_EventFile", lambda path: event_file("alphallm:/dev/full"))
+    log.metrics(1, {"loss": 1.0})
+    os.remove(tmp_path / "metrics.jsonl")
+    os.symlink("/dev/full", tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="No space left"):
+        log.metrics(2, {"loss": 1.0})
+    log.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_resumed_run_cuts_back_its_logs(tmp_path):
