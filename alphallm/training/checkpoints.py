@@ -209,6 +209,7 @@ def _orbax() -> ModuleType:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
     print_unraisable = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
