@@ -299,7 +299,8 @@ def failures(root: pathlib.Path) -> list[dict[str, Any]]:
     fresh = train_arguments(40, **{"checkpoints.keep": 40})
     return [
         *rows,
-        full_disk("disk full at a checkpoint", "could not be saved|Nothing more can be", root / "small", cache, fresh, "true"),
+        full_disk("disk full at a checkpoint", "could not be saved|Nothing more can be written", root / "small", cache,
+                  fresh, "true"),
         full_disk("disk full at once", "Nothing more can be written", root / "full", cache, longer,
                   f"cp -r {base} {root}/full/run && cat /dev/zero > {root}/full/filler 2> /dev/null; true"),
     ]  # fmt: skip
