@@ -24,7 +24,8 @@ def wilson(rate: float, trials: float) -> Interval:
     z2 = Z95**2
     centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * np.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
-    return Interval(float(rate), float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+    # At a rate of 0 or 1 an end is the rate itself, but for rounding.
+    return Interval(float(rate), float(max(0.0, min(rate, centre - half))), float(min(1.0, max(rate, centre + half))))
 
 
 def solve_rate(solved_SB: np.ndarray) -> Interval:

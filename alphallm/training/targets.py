@@ -30,6 +30,9 @@ class TargetConfig:
     # "verified_paths": what most systems do instead, imitation of steps that led to a verified solution (expert
     # iteration), with the search's plain mean as value.
     policy: Literal["rest", "candidates", "sampled", "verified_paths"] = "rest"
+    # This share of a policy target is spread evenly over the legal candidates. Without it a sharp policy holds a legal
+    # step that it does not favour no likelier than nonsense, and a search is offered nonsense to choose from.
+    legal_share: float = 0.0
 
 
 @pytree
@@ -90,6 +93,10 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
             tree.log_prob_BNK[:, n], tree.gumbel_BNK[:, n], tree.child_visits_BNK[:, n], tree.raw_value_BN[:, n],
         )  # fmt: skip
         value = tree.value_BN[:, n] if targets.policy == "verified_paths" else jnp.maximum(value, solved)
+        legal = tree.legal_BNK[:, n] & tree.written_BNK[:, n] & verified_B[:, None]
+        share = targets.legal_share * (jnp.any(legal, -1) & jnp.any(policy > 0, -1))[:, None]
+        spread = legal / jnp.maximum(jnp.sum(legal, -1, keepdims=True), 1)
+        policy = (1 - share) * policy + share * jnp.pad(spread, ((0, 0), (0, 1)))
         worth = tree.legal_BN[:, n] | ~verified_B
         value, policy = jnp.where(worth, value, 0.0), jnp.where(worth[:, None], policy, 0.0)
         return Planned(

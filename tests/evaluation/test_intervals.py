@@ -20,6 +20,14 @@ def test_wilson(successes, trials, low, high):
     np.testing.assert_allclose((interval.low, interval.high), (low, high), atol=5e-5)
 
 
+def test_an_interval_holds_its_estimate():
+    """A figure's error bars must not be negative: with 0 of 362 the lower end was 1e-18."""
+    for trials in range(1, 2000):
+        for rate in (0.0, 1.0):
+            interval = intervals.wilson(rate, trials)
+            assert interval.low <= rate <= interval.high
+
+
 def test_one_seed_is_wilson_and_agreeing_seeds_add_nothing():
     solved = (np.arange(40) < 13).astype(np.float32)[None]
     expected = intervals.wilson(13 / 40, 40)

@@ -117,6 +117,24 @@ def test_plan_is_the_plain_recursion(mode, kind):
     assert solved == ({0.0} if mode == "value only" else {0.0, 1.0})
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_legal_share_lifts_legal_candidates_alone(mode):
+    """Also those that the search may choose although they are illegal get nothing."""
+    tree, verified = tree_of(mode), MODES[mode][0]
+    sharp, mixed = planned_of(mode, TargetConfig()), planned_of(mode, TargetConfig(legal_share=0.2))
+    lifted = 0
+    for b, n in zip(*np.nonzero(tree.expanded_BN), strict=True):
+        legal = [k for k in range(tree.q_BNK.shape[2]) if tree.written_BNK[b, n, k] and tree.legal_BNK[b, n, k]]
+        expected = sharp.policy_BNK1[b, n].copy()
+        if verified and legal and expected.any():
+            expected *= 0.8
+            expected[legal] += 0.2 / len(legal)
+            lifted += 1
+        np.testing.assert_allclose(mixed.policy_BNK1[b, n], expected, atol=1e-6)
+        np.testing.assert_allclose(mixed.value_BN[b, n], sharp.value_BN[b, n], atol=1e-6)
+    assert (lifted > 0) == verified
+
+
 def paths(tree, b):
     """(prefix of steps as tuples of tokens) -> node, for every expanded node."""
     found = {}
