@@ -38,11 +38,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     # The targets.
     "root_only": {"targets.nodes": "root"},
     "target_candidates": ALL_CANDIDATES,
-    "target_sampled": {"targets.policy": "sampled"},
+    "target_sampled": {"targets.policy": "sampled", "targets.legal_share": 0.0},
+    "no_legal_share": {"targets.legal_share": 0.0},
     # Candidates drawn independently; the target's form is the one that fits them, so compare with target_candidates.
     "iid": {"search.proposer": "iid", **ALL_CANDIDATES},
     # What the field does instead.
-    "expert_iteration": {"targets.policy": "verified_paths"},
+    "expert_iteration": {"targets.policy": "verified_paths", "targets.legal_share": 0.0},
     "best_of_n": {},
 }
 MODULES = {"best_of_n": "experiments.ablations.best_of_n"}  # by default alphallm.train.
