@@ -2,7 +2,7 @@
 
 python -m alphallm.train --config=configs/game24.py --workdir=runs/game24
 
-Give --config.task.manual_dir=FOLDER with the ranked 24.csv in it, or let it be downloaded. One to two hours on two CPU
+Give --config.task.manual_dir=FOLDER with the ranked 24.csv in it, or let it be downloaded. About an hour on two CPU
 cores. As in game24_cpu, puzzles with numbers above 13, which no rank has, are trained on too;
 --config.task.max_number=13 leaves them out.
 """
@@ -19,7 +19,7 @@ def get_config() -> Config:
         config,
         task=dataclasses.replace(config.task, dataset="tsllm"),
         warm_start=dataclasses.replace(config.warm_start, num_steps=1000),
-        # Four candidates teach as much as eight do and take two thirds of the learner's time.
+        # Four candidates taught as much as eight did, in six tenths of the learner's time (experiments/LOG.md).
         training=dataclasses.replace(config.training, num_iterations=800, candidates_per_row=4),
         evaluation=dataclasses.replace(config.evaluation, every=100),
         checkpoints=dataclasses.replace(config.checkpoints, every=50),

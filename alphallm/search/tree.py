@@ -35,6 +35,14 @@ class SearchConfig:
     dirichlet_fraction: float = 0.0  # PUCT's root noise; 0.25 for self-play, 0 for evaluation.
     dirichlet_alpha: float = 0.3
 
+    def __post_init__(self):
+        for name in ("num_simulations", "num_candidates", "max_considered"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        for name in ("min_p", "dirichlet_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
+
 
 @pytree
 class Tree:

@@ -31,8 +31,15 @@ class TargetConfig:
     # iteration), with the search's plain mean as value.
     policy: Literal["rest", "candidates", "sampled", "verified_paths"] = "rest"
     # This share of a policy target is spread evenly over the legal candidates. Without it a sharp policy holds a legal
-    # step that it does not favour no likelier than nonsense, and a search is offered nonsense to choose from.
+    # step that it does not favour no likelier than nonsense, and a search is offered nonsense to choose from. Above 0,
+    # equal Q no longer leaves the policy as it is.
     legal_share: float = 0.0
+
+    def __post_init__(self):
+        if self.rows_per_tree < 1:
+            raise ValueError(f"rows_per_tree is {self.rows_per_tree}: give 1 or more.")
+        if not 0 <= self.legal_share < 1:
+            raise ValueError(f"legal_share is {self.legal_share}: give a number from 0 to less than 1.")
 
 
 @pytree

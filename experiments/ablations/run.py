@@ -20,7 +20,7 @@ from alphallm.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-# About three minutes a run on two cores. Every run is evaluated in its end, on all validation problems.
+# A few minutes a run on two cores. Every run is evaluated after its end, on all validation problems.
 COMMON = {
     "training.num_iterations": 50, "search.num_simulations": 8, "warm_start.num_steps": 300,
     "training.candidates_per_row": 4, "evaluation.every": 1000, "evaluation.num_problems": 8, "checkpoints.every": 20,

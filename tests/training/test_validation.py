@@ -14,7 +14,7 @@ MODEL = LanguageModel(
 PARAMS = MODEL.init(jax.random.key(0))
 
 
-def test_kl_is_zero_from_itself_and_what_a_shifted_token_costs():
+def test_kl_is_zero_from_itself_and_positive_from_others():
     problems = data.load_problems(TASK, ["4 9 10 13", "1 1 4 6", "3 3 8 8"])
     kl = jax.jit(lambda params, reference: validation._kl(MODEL, TASK, params, reference, problems))
     np.testing.assert_allclose(kl(PARAMS, PARAMS), 0.0, atol=1e-3)
