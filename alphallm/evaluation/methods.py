@@ -187,19 +187,10 @@ class _Walk:
     prefix: decode.Prefix  # its cache has room for the steps to come.
     state: object
     running_B: jax.Array  # bool
-    found_B: jax.Array  # bool
-    reward_B: jax.Array
-    legal_B: jax.Array  # bool: so far.
-    value_B: jax.Array
-    tokens_BDL: jax.Array
-    length_BD: jax.Array
-    tokens_generated_B: jax.Array
-    expansions_B: jax.Array
-    positions_B: jax.Array
+    answer: Result  # so far: `legal_B` is of the steps taken, complete or not.
 
 
 def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, min_p: float, verified) -> Result:
-    walk = _start(model, task, params, problem)
     row, vocabulary = jnp.arange(key_B.shape[0]), task.vocabulary
     over_candidates = jax.vmap(jax.vmap(task.step, in_axes=(None, 0, 0)))
     first_slot = problem.tokens_P.shape[1]
@@ -214,50 +205,35 @@ def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, min
         allowed_BK = candidates.valid_BK & jnp.where(verified, verdict.legal, decode.likely(candidates, min_p))
         value_BK = jnp.where(verdict.done & verified, verdict.reward, candidates.value_BK)
         chosen_B = jnp.argmax(jnp.where(allowed_BK, value_BK, -1.0), -1)
+        pick = lambda x: x[row, chosen_B]
         takes_B = walk.running_B & jnp.any(allowed_BK, -1)
-        tokens_BL = jnp.where(takes_B[:, None], candidates.tokens_BKL[row, chosen_B], vocabulary.pad)
-        length_B = jnp.where(takes_B, candidates.length_BK[row, chosen_B], 0)
-        done_B = takes_B & verdict.done[row, chosen_B]
+        tokens_BL = jnp.where(takes_B[:, None], pick(candidates.tokens_BKL), vocabulary.pad)
+        length_B = jnp.where(takes_B, pick(candidates.length_BK), 0)
+        done_B = takes_B & pick(verdict.done)
         goes_on_B = takes_B & ~done_B & (level + 1 < task.max_steps)
         written_B = jnp.where(walk.running_B, jnp.sum(candidates.length_BK, -1), 0)
-        taken = jax.tree.map(lambda x: x[row, chosen_B], verdict.state)
-        state = jax.tree.map(
-            lambda new, old: jnp.where(takes_B.reshape(-1, *(1,) * (new.ndim - 1)), new, old), taken, walk.state
-        )
-        slot = first_slot + level * task.max_step
         prefix = lax.cond(
             jnp.any(goes_on_B),
-            lambda prefix: _append(model, params, prefix, slot, tokens_BL, length_B),
+            lambda prefix: _append(model, params, prefix, first_slot + level * task.max_step, tokens_BL, length_B),
             lambda prefix: prefix,
             walk.prefix,
         )
-        return _Walk(
-            prefix=prefix,
-            state=state,
-            running_B=goes_on_B,
-            found_B=walk.found_B | done_B,
-            reward_B=jnp.maximum(walk.reward_B, jnp.where(takes_B, verdict.reward[row, chosen_B], 0.0)),
-            legal_B=walk.legal_B & (verdict.legal[row, chosen_B] | ~takes_B),
-            value_B=jnp.where(takes_B, value_BK[row, chosen_B], walk.value_B),
-            tokens_BDL=walk.tokens_BDL.at[:, level].set(tokens_BL),
-            length_BD=walk.length_BD.at[:, level].set(length_B),
-            tokens_generated_B=walk.tokens_generated_B + written_B,
-            expansions_B=walk.expansions_B + walk.running_B,
-            positions_B=walk.positions_B + written_B + jnp.where(goes_on_B, length_B, 0),
+        before = walk.answer
+        answer = Result(
+            found_B=before.found_B | done_B,
+            reward_B=jnp.maximum(before.reward_B, jnp.where(takes_B, pick(verdict.reward), 0.0)),
+            legal_B=before.legal_B & (pick(verdict.legal) | ~takes_B),
+            value_B=jnp.where(takes_B, pick(value_BK), before.value_B),
+            tokens_BDL=before.tokens_BDL.at[:, level].set(tokens_BL),
+            length_BD=before.length_BD.at[:, level].set(length_B),
+            tokens_generated_B=before.tokens_generated_B + written_B,
+            expansions_B=before.expansions_B + walk.running_B,
+            positions_B=before.positions_B + written_B + jnp.where(goes_on_B, length_B, 0),
         )
+        return _Walk(prefix, _where(takes_B, jax.tree.map(pick, verdict.state), walk.state), goes_on_B, answer)
 
-    walk = lax.fori_loop(0, task.max_steps, step, walk)
-    return Result(
-        found_B=walk.found_B,
-        reward_B=walk.reward_B,
-        legal_B=walk.found_B & walk.legal_B,
-        value_B=walk.value_B,
-        tokens_BDL=walk.tokens_BDL,
-        length_BD=walk.length_BD,
-        tokens_generated_B=walk.tokens_generated_B,
-        expansions_B=walk.expansions_B,
-        positions_B=walk.positions_B,
-    )
+    answer = lax.fori_loop(0, task.max_steps, step, _start(model, task, params, problem)).answer
+    return dataclasses.replace(answer, legal_B=answer.found_B & answer.legal_B)
 
 
 def _start(model, task, params, problem: Problem) -> _Walk:
@@ -267,10 +243,7 @@ def _start(model, task, params, problem: Problem) -> _Walk:
     prefix = dataclasses.replace(prefix, past=past, mask_BS=jnp.pad(prefix.mask_BS, ((0, 0), (0, room))))
     batch = problem.length.shape[0]
     none = jnp.zeros(batch, jnp.int32)
-    return _Walk(
-        prefix=prefix,
-        state=problem.state,
-        running_B=jnp.ones(batch, bool),
+    nothing = Result(
         found_B=jnp.zeros(batch, bool),
         reward_B=jnp.zeros(batch),
         legal_B=jnp.ones(batch, bool),
@@ -281,6 +254,12 @@ def _start(model, task, params, problem: Problem) -> _Walk:
         expansions_B=none,
         positions_B=problem.length,
     )
+    return _Walk(prefix, problem.state, jnp.ones(batch, bool), nothing)
+
+
+def _where(chosen_B, new, old):
+    """`new` where `chosen_B`, else `old`: trees of arrays with a leading axis B."""
+    return jax.tree.map(lambda a, b: jnp.where(chosen_B.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
 
 
 def _append(model, params, prefix: decode.Prefix, slot, tokens_BL, length_B) -> decode.Prefix:
@@ -324,9 +303,7 @@ def _search(model, task, params, problem: Problem, key_B, config: SearchConfig, 
     def fall_back(searched: Result) -> Result:
         chains = _sample(model, task, params, problem, key_B, num=1, temperature=0.0)
         greedy = _pick_chain(task, problem, chains, _first, jnp.bool_(False))
-        both = jax.tree.map(
-            lambda a, b: jnp.where(searched.found_B.reshape(-1, *(1,) * (a.ndim - 1)), a, b), searched, greedy
-        )
+        both = _where(searched.found_B, searched, greedy)
         add = lambda a, b: a + jnp.where(searched.found_B, 0, b)
         return dataclasses.replace(
             both,

@@ -1,11 +1,13 @@
 """What a search is asked for and what it returns."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from alphallm.errors import check_range
 from alphallm.types import pytree
 
 
@@ -36,12 +38,10 @@ class SearchConfig:
     dirichlet_alpha: float = 0.3
 
     def __post_init__(self):
-        for name in ("num_simulations", "num_candidates", "max_considered"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more.")
-        for name in ("min_p", "dirichlet_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
+        check_range(self, 1, math.inf, "num_simulations", "num_candidates", "max_considered")
+        check_range(self, 0, 1, "min_p", "dirichlet_fraction")
+        check_range(self, 0, math.inf, "value_scale", "visit_offset", "exploration")
+        check_range(self, 1e-3, math.inf, "temperature", "dirichlet_alpha")
 
 
 @pytree

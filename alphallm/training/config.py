@@ -1,8 +1,10 @@
 """An experiment's configuration: everything that a run depends on."""
 
 import dataclasses
+import math
 from typing import Literal
 
+from alphallm.errors import check_range
 from alphallm.models import ModelConfig
 from alphallm.search import SearchConfig
 from alphallm.tasks.arithmetic import TaskConfig
@@ -18,6 +20,10 @@ class WarmStartConfig:
     num_steps: int = 800
     batch_size: int = 256  # chains over all devices.
 
+    def __post_init__(self):
+        check_range(self, 0, math.inf, "num_steps")
+        check_range(self, 1, math.inf, "batch_size")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -30,6 +36,10 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
     ema_decay: float = 0.99  # of the parameters that evaluation uses; 0 evaluates the latest.
+
+    def __post_init__(self):
+        check_range(self, 0, math.inf, "learning_rate", "warmup_steps", "weight_decay", "max_gradient_norm")
+        check_range(self, 0, 1, "final_fraction", "ema_decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +58,13 @@ class TrainingConfig:
     reanalyse_fraction: float = 0.0  # of problems taken from the replay instead of the training split.
     value_weight: float = 1.0  # of the value loss.
 
+    def __post_init__(self):
+        check_range(self, 0, math.inf, "num_iterations", "learner_steps", "value_weight")
+        check_range(
+            self, 1, math.inf, "problems_per_iteration", "rows_per_lane", "replay_capacity", "candidates_per_row"
+        )
+        check_range(self, 0, 1, "unmasked_fraction", "reanalyse_fraction")
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
@@ -57,11 +74,17 @@ class EvaluationConfig:
     num_problems: int = 64
     num_simulations: int = 32
 
+    def __post_init__(self):
+        check_range(self, 1, math.inf, "every", "num_problems", "num_simulations")
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 20  # iterations.
     keep: int = 2
+
+    def __post_init__(self):
+        check_range(self, 1, math.inf, "every", "keep")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ informed visits as much as late ones.
 
 import dataclasses
 import functools
+import math
 from typing import Literal
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alphallm.decode import LOG_ZERO
+from alphallm.errors import check_range
 from alphallm.losses import log_rest
 from alphallm.search import SearchConfig, Tree
 from alphallm.types import Problem, pytree
@@ -36,10 +38,8 @@ class TargetConfig:
     legal_share: float = 0.0
 
     def __post_init__(self):
-        if self.rows_per_tree < 1:
-            raise ValueError(f"rows_per_tree is {self.rows_per_tree}: give 1 or more.")
-        if not 0 <= self.legal_share < 1:
-            raise ValueError(f"legal_share is {self.legal_share}: give a number from 0 to less than 1.")
+        check_range(self, 1, math.inf, "min_visits", "rows_per_tree")
+        check_range(self, 0, 1, "legal_share")
 
 
 @pytree

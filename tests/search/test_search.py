@@ -221,10 +221,3 @@ def test_a_nodes_value_is_its_candidates_mean_however_small_their_prior():
     )  # fmt: skip
     expander = types.SimpleNamespace(config=SearchConfig(backup="children"), verified_B=jnp.array([True]))
     np.testing.assert_allclose(tree_search._Expander.backed_up_value(expander, node), [0.4], rtol=1e-6)
-
-
-@pytest.mark.parametrize("field", [{"num_simulations": 0}, {"max_considered": 0}, {"min_p": 1.5}, {"min_p": -0.1}])
-def test_a_value_out_of_range_is_refused(field):
-    name, value = next(iter(field.items()))
-    with pytest.raises(ValueError, match=f"{name} is {value}: give"):
-        SearchConfig(**field)
