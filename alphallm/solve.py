@@ -17,7 +17,7 @@ from alphallm.display import make_console, print_table
 from alphallm.errors import UserError
 from alphallm.evaluation import MODES, Method, compare, methods, plans, report
 from alphallm.models import LanguageModel
-from alphallm.search import SearchConfig, best_answer, search
+from alphallm.search import CERTAIN, SearchConfig, best_answer, search
 from alphallm.tasks import make_task
 
 
@@ -78,7 +78,8 @@ def grow(model, task, config, target_config, params, problem, verified_B, seed):
 
     key_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(problem.index)
     tree = search(model, task, config, params, problem, key_B, verified_B, verified_B)
-    best = best_answer(tree, task.max_steps, task.vocabulary.pad)
+    scale = jnp.where(verified_B, CERTAIN, config.answer_scale)
+    best = best_answer(tree, task.max_steps, task.vocabulary.pad, scale)
     return tree, best, targets.plan(tree, config, target_config, jnp.asarray(verified_B))
 
 

@@ -6,15 +6,16 @@ task's `done`, which says only that an answer is complete, is read in both. Scor
 
     greedy          the likeliest token, one chain; nothing to choose, so it is the same in both modes.
     value_greedy    the best of K candidate steps by their values, at each step: a tree search of one ply.
-    best_of_n       N sampled chains; the best by reward (verified) or by value, ties by value.
+    best_of_n       N sampled chains; the best by reward (verified) or by log pi(chain) + scale * value, as in search.
     majority        N sampled chains; the commonest finished one, in verified mode among those without an illegal step.
                     The likelier one of two that are equally common.
-    search          tree search and its best finished answer; greedy's answer where the tree holds none.
+    search          tree search and the best finished answer in its tree; greedy's answer where it holds none.
     search_uniform  the same search knowing nothing: all legal steps, every token as likely as any other, value 1/2
                     everywhere. It tells learning from enumeration. Verified mode only, since it can not judge.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from alphallm.evaluation import chains as chain_sampling
 from alphallm.evaluation.chains import Chains
 from alphallm.evaluation.plans import Method
 from alphallm.models import Hidden, LanguageModel
-from alphallm.search import SearchConfig, Tree, best_answer, search
+from alphallm.search import CERTAIN, SearchConfig, Tree, best_answer, search
 from alphallm.types import KeyValues, Problem, pytree
 
 MAX_ROWS = 1024  # chains sampled at once; more are sampled one chunk after another, so that memory stays bounded.
@@ -87,7 +88,8 @@ def answer(
         return dataclasses.replace(result, positions_B=jnp.zeros_like(result.positions_B))  # It runs no model.
 
     def choose(*arguments):
-        return lax.cond(switches.majority, _commonest, _best, *arguments)
+        best = functools.partial(_best, scale=program.search.answer_scale)
+        return lax.cond(switches.majority, _commonest, best, *arguments)
 
     chains = _sample(model, *arguments, num=program.knob, temperature=1.0)
     return _pick_chain(task, problem, chains, choose, switches.verified)
@@ -160,9 +162,10 @@ def _first(chains: Chains, allowed_BJ, reward_BJ):
     return jnp.zeros(allowed_BJ.shape[0], jnp.int32)
 
 
-def _best(chains: Chains, allowed_BJ, reward_BJ):
-    # A reward counts more than any value; where no reward is shown, all are 0.
-    return jnp.argmax(jnp.where(allowed_BJ, 2 * reward_BJ + chains.value_BJ, -1.0), -1)
+def _best(chains: Chains, allowed_BJ, reward_BJ, *, scale: float):
+    # As `best_answer` chooses. A reward counts more than any value; where no reward is shown, all are 0.
+    score_BJ = chains.log_prob_BJ + scale * chains.value_BJ + CERTAIN * reward_BJ
+    return jnp.argmax(jnp.where(allowed_BJ, score_BJ, -jnp.inf), -1)
 
 
 def _commonest(chains: Chains, allowed_BJ, reward_BJ):
@@ -283,7 +286,8 @@ def _append(model, params, prefix: decode.Prefix, slot, tokens_BL, length_B) -> 
 def _search(model, task, params, problem: Problem, key_B, config: SearchConfig, verified) -> Result:
     mode_B = jnp.broadcast_to(verified, key_B.shape)
     tree = search(model, task, config, params, problem, key_B, mode_B, mode_B)
-    best = best_answer(tree, task.max_steps, task.vocabulary.pad)
+    scale = jnp.where(verified, CERTAIN, config.answer_scale)
+    best = best_answer(tree, task.max_steps, task.vocabulary.pad, scale)
     tokens_B, expansions_B, positions_B = spent_on_tree(tree)
     reward_B, done_B, legal_B = judge(task, problem, best.tokens_BDL, best.length_BD)
     searched = Result(

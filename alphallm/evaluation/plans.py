@@ -18,7 +18,7 @@ class Method:
     name: str  # one of METHODS.
     mode: str  # one of MODES; "both" for greedy, which has nothing to choose.
     knob: int  # candidates of value_greedy, chains of best_of_n and majority, simulations of a search.
-    search: SearchConfig  # of a search: with the knob as its number of simulations.
+    search: SearchConfig  # of a search, with the knob as its number of simulations; of others, how they judge.
 
     @property
     def knob_text(self) -> str:
@@ -53,7 +53,8 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Metho
         return Method("greedy", "both", 0, SearchConfig())
     if name in ("search", "search_uniform"):
         return with_simulations(search, name, mode, (budget - _chain(task)) // _expansion(task, search) - 1)
-    return Method(name, mode, budget // _chain(task), SearchConfig(min_p=search.min_p))
+    judgement = {name: getattr(search, name) for name in ("min_p", "value_scale", "visit_offset")}
+    return Method(name, mode, budget // _chain(task), SearchConfig(**judgement))
 
 
 def with_simulations(search: SearchConfig, name: str, mode: str, simulations: int) -> Method:

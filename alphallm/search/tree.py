@@ -37,6 +37,11 @@ class SearchConfig:
     dirichlet_fraction: float = 0.0  # PUCT's root noise; 0.25 for self-play, 0 for evaluation.
     dirichlet_alpha: float = 0.3
 
+    @property
+    def answer_scale(self) -> float:
+        """What an answer's value weighs against its log-probability: sigma before any visit."""
+        return self.visit_offset * self.value_scale
+
     def __post_init__(self):
         check_range(self, 1, math.inf, "num_simulations", "num_candidates", "max_considered")
         check_range(self, 0, 1, "min_p", "dirichlet_fraction")
@@ -89,16 +94,25 @@ class Answer:
     action_BD: jax.Array  # int32: and its candidate.
 
 
-def best_answer(tree: Tree, max_steps: int, pad: int) -> Answer:
-    """The finished candidate of highest value in the whole tree; ties go to the one the policy finds likelier.
+# Stands for an answer scale where an answer's value is its reward: no log-probability outweighs a solution.
+CERTAIN = 1e4
 
-    In a verified search the value of a finished candidate is its reward, so that a solution found is the answer; where
-    the task may not verify itself it is the value head's reading.
+
+def best_answer(tree: Tree, max_steps: int, pad: int, scale: float | jax.Array = CERTAIN) -> Answer:
+    """The finished chain of the whole tree that maximises log pi(chain) + scale * value: the improved policy's mode.
+
+    In a verified search the value of a finished candidate is its reward and the scale `CERTAIN`: a solution found is
+    the answer, the likeliest one of several. Where the value head judges, the policy has a say: the largest of many
+    readings is often one that is wrong, of a chain that the policy would hardly write.
+
+    Args:
+      scale: float32 [] or [B].
     """
     batch, num_nodes, num_candidates = tree.child_value_BNK.shape
     finished = tree.expanded_BN[..., None] & tree.valid_BNK & tree.done_BNK
-    # The likelihood decides ties only: values differ by far more than this where they differ at all.
-    score = jnp.where(finished, tree.child_value_BNK + 1e-6 * jax.nn.sigmoid(tree.log_prob_BNK), -1.0)
+    log_prob_BNK = _path_log_prob(tree)[..., None] + tree.log_prob_BNK
+    scale = jnp.broadcast_to(scale, (batch,))[:, None, None]
+    score = jnp.where(finished, log_prob_BNK + scale * tree.child_value_BNK, -jnp.inf)
     best = jnp.argmax(score.reshape(batch, -1), -1)
     row = jnp.arange(batch)
     node, action = best // num_candidates, best % num_candidates
@@ -127,3 +141,13 @@ def best_answer(tree: Tree, max_steps: int, pad: int) -> Answer:
         node_BD=nodes,
         action_BD=actions,
     )
+
+
+def _path_log_prob(tree: Tree) -> jax.Array:
+    """float32 [B, N]: the policy's log-probability of the steps from the root to each node."""
+    row = jnp.arange(tree.parent_BN.shape[0])[:, None, None]
+    real_BND = jnp.arange(tree.path_BND.shape[-1])[None, None] < tree.depth_BN[..., None]
+    node_BND = jnp.where(real_BND, tree.path_BND, 0)
+    parent_BND = jnp.maximum(tree.parent_BN[row, node_BND], 0)
+    action_BND = jnp.maximum(tree.action_BN[row, node_BND], 0)
+    return jnp.sum(jnp.where(real_BND, tree.log_prob_BNK[row, parent_BND, action_BND], 0.0), -1)

@@ -102,7 +102,8 @@ def test_best_of_n_is_the_best_of_its_chains(mode):
         if mode == "verified":
             assert (result.reward_B[b] > 0 and result.legal_B[b]) == any(right)
         elif drawn.finished_BJ[b].any():
-            best = max(np.flatnonzero(drawn.finished_BJ[b]), key=lambda j: drawn.value_BJ[b, j])
+            score = drawn.log_prob_BJ[b] + NONE.value_scale * NONE.visit_offset * drawn.value_BJ[b]
+            best = max(np.flatnonzero(drawn.finished_BJ[b]), key=lambda j: score[j])
             np.testing.assert_array_equal(result.tokens_BDL[b], drawn.tokens_BJDL[b, best])
             assert (result.reward_B[b], result.legal_B[b]) == (verdicts[best][0], verdicts[best][2])
     assert outshone

@@ -211,6 +211,26 @@ def test_best_answer_is_the_best_finished_chain(verified):
         assert (answer.node_BD[b, depth:] == -1).all() and (answer.tokens_BDL[b, depth:] == tabular.PAD).all()
 
 
+def test_the_policy_has_a_say_in_the_best_answer():
+    tree, scale = searched(SEEDS, False, False), 3.0
+    plain = jax.device_get(best_answer(tree, TASK.max_steps, tabular.PAD))
+    answer = jax.device_get(best_answer(tree, TASK.max_steps, tabular.PAD, np.full(len(SEEDS), scale, np.float32)))
+
+    def log_prob(b, n, k):
+        above = tree.parent_BN[b, n]
+        return tree.log_prob_BNK[b, n, k] + (log_prob(b, above, tree.action_BN[b, n]) if above >= 0 else 0.0)
+
+    differs = 0
+    for b in range(len(SEEDS)):
+        finished = np.argwhere(tree.expanded_BN[b][:, None] & tree.valid_BNK[b] & tree.done_BNK[b])
+        n, k = max(finished, key=lambda at: log_prob(b, *at) + scale * tree.child_value_BNK[b, at[0], at[1]])
+        last = int(np.sum(answer.length_BD[b] > 0)) - 1
+        assert (answer.node_BD[b, last], answer.action_BD[b, last]) == (n, k)
+        assert answer.value_B[b] == tree.child_value_BNK[b, n, k] <= plain.value_B[b]
+        differs += answer.value_B[b] < plain.value_B[b]
+    assert 2 < differs
+
+
 def test_a_nodes_value_is_its_candidates_mean_however_small_their_prior():
     # All of the prior's mass but exp(-120) lies on a candidate that may not be chosen.
     logits = jnp.where(jnp.array([[True, False, False]]), decode.LOG_ZERO, jnp.array([[0.0, -120.0, -120.0]]))
