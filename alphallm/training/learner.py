@@ -119,6 +119,9 @@ def row_loss(model: LanguageModel, params, rows: Row, config: Config, axis: str 
     else:
         policy_R = jax.vmap(losses.policy_loss_with_rest)(log_prob_RK, rows.written_K, rows.policy_K1)
     policy = mean(policy_R, rows.policy_weight * rows.valid)
+    if config.targets.policy == "verified_paths":
+        # Few rows led to a solution at first, and a mean over them alone would be an update as large as any other.
+        policy = mean(policy_R * rows.policy_weight, rows.valid)
     node = losses.binary_cross_entropy(value_R, rows.value)
     candidate = losses.binary_cross_entropy(value_RK, rows.value_K)
     valid_R1 = rows.valid[:, None]

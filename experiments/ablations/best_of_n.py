@@ -80,6 +80,8 @@ def sample_pairs(model, task, config: Config, params, problem: Problem, key_B):
 
 def pair_loss(model, params, pairs: Pair, value_weight: float):
     policy = learner.chain_loss(model, params, pairs.imitated, 0.0)[1]["loss/policy"]
+    # As in `learner.row_loss`: where few chains were right, their mean is not given the weight of a whole batch.
+    policy *= jnp.mean(jnp.any(pairs.imitated.length_D > 0, -1).astype(jnp.float32))
     value = learner.chain_loss(model, params, pairs.judged, 0.0)[1]["loss/value"]
     return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
 

@@ -27,6 +27,9 @@ COMMON = {
 }  # fmt: skip
 
 ALL_CANDIDATES = {"targets.policy": "candidates", "training.candidates_per_row": 16}
+# Imitation of the few solutions that there are at first is destroyed by Muon, whose updates are as large however small
+# the gradient is. So both get AdamW and a warm start that suits it, and `adamw` tells what that alone changes.
+ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "warm_start.num_steps": 600}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "default": {},
     # The search.
@@ -43,8 +46,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     # Candidates drawn independently; the target's form is the one that fits them, so compare with target_candidates.
     "iid": {"search.proposer": "iid", **ALL_CANDIDATES},
     # What the field does instead.
-    "expert_iteration": {"targets.policy": "verified_paths", "targets.legal_share": 0.0},
-    "best_of_n": {},
+    "adamw": ADAMW,
+    "expert_iteration": {"targets.policy": "verified_paths", "targets.legal_share": 0.0, **ADAMW},
+    "best_of_n": ADAMW,
 }
 MODULES = {"best_of_n": "experiments.ablations.best_of_n"}  # by default alphallm.train.
 
