@@ -163,6 +163,16 @@ def test_equal_q_moves_nothing(policy, kept):
     assert largest(loss_and_gradient(broken, "sampled" if policy == "rest" else policy, kept)[2]) > 0.01
 
 
+@pytest.mark.parametrize(("policy", "share"), [("sampled", 1.0), ("verified_paths", 1 / R)])
+def test_few_verified_paths_weigh_little(policy, share):
+    """One row with a policy target, alone or among others without: only imitation spreads it over all of them."""
+    rows = make_rows()
+    alone = dataclasses.replace(rows, valid=jnp.arange(R) == 0, policy_weight=jnp.ones(R))
+    among = dataclasses.replace(rows, valid=jnp.ones(R, bool), policy_weight=(jnp.arange(R) == 0).astype(jnp.float32))
+    one, other = (loss_and_gradient(each, policy)[1]["loss/policy"] for each in (alone, among))
+    np.testing.assert_allclose(other, share * one, rtol=1e-5)
+
+
 def test_fewer_candidates_keeps_the_likeliest_then_the_illegal():
     rows = make_rows()
     target = jnp.broadcast_to(jnp.array([[0.0, 0.5, 0.0, 0.0, 0.3]]), (R, K + 1)).at[:, 0].set(0.2)
