@@ -19,8 +19,7 @@ def get_config() -> Config:
         config,
         task=dataclasses.replace(config.task, dataset="tsllm"),
         warm_start=dataclasses.replace(config.warm_start, num_steps=1000),
-        # Four candidates taught as much as eight did, in six tenths of the learner's time (experiments/LOG.md).
-        training=dataclasses.replace(config.training, num_iterations=800, candidates_per_row=4),
+        training=dataclasses.replace(config.training, num_iterations=800),
         evaluation=dataclasses.replace(config.evaluation, every=100),
         checkpoints=dataclasses.replace(config.checkpoints, every=50),
     )

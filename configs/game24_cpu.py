@@ -27,7 +27,8 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, ema_decay=0.99),
         search=SearchConfig(num_simulations=16, num_candidates=16, max_considered=4, value_scale=0.4),
         targets=TargetConfig(nodes="all", rows_per_tree=6, policy="rest", legal_share=0.05),
-        # Four candidates of a row teach as much as eight, in six tenths of the learner's time (experiments/LOG.md).
+        # Four candidates of a row take six tenths of the learner's time of eight. Value and search lose nothing by it;
+        # greedy decoding may (experiments/LOG.md).
         training=TrainingConfig(
             num_iterations=280, problems_per_iteration=64, learner_steps=16, rows_per_lane=1, candidates_per_row=4
         ),

@@ -118,10 +118,10 @@ def row_loss(model: LanguageModel, params, rows: Row, config: Config, axis: str 
         policy_R = -jnp.sum(rows.policy_K1[:, :-1] * log_prob_RK, -1)
     else:
         policy_R = jax.vmap(losses.policy_loss_with_rest)(log_prob_RK, rows.written_K, rows.policy_K1)
-    policy = mean(policy_R, rows.policy_weight * rows.valid)
-    if config.targets.policy == "verified_paths":
-        # Few rows led to a solution at first, and a mean over them alone would be an update as large as any other.
-        policy = mean(policy_R * rows.policy_weight, rows.valid)
+    has_target = rows.policy_weight * rows.valid
+    # Few rows led to a solution at first, and a mean over them alone would be an update as large as any other.
+    over = rows.valid if config.targets.policy == "verified_paths" else has_target
+    policy = mean(policy_R * has_target, over)
     node = losses.binary_cross_entropy(value_R, rows.value)
     candidate = losses.binary_cross_entropy(value_RK, rows.value_K)
     valid_R1 = rows.valid[:, None]
@@ -133,8 +133,8 @@ def row_loss(model: LanguageModel, params, rows: Row, config: Config, axis: str 
     metrics = {
         "loss/policy": policy,
         "loss/value": value,
-        "targets/policy_entropy": mean(target_entropy, rows.policy_weight * rows.valid),
-        "policy/kl_since_search": mean(moved, rows.policy_weight * rows.valid),
+        "targets/policy_entropy": mean(target_entropy, has_target),
+        "policy/kl_since_search": mean(moved, has_target),
         "targets/value": mean(rows.value, rows.value_weight * rows.valid),
         "value/error": mean(jnp.square(jax.nn.sigmoid(value_RK) - rows.value_K), rows.value_weight_K * valid_R1),
     }
