@@ -37,6 +37,11 @@ def binary_cross_entropy(logit, target) -> jax.Array:
     return jax.nn.softplus(logit) - logit * target
 
 
+def entropy(probs) -> jax.Array:
+    """Entropy, in nats, of distributions over the last axis; 0 of an all-zero one."""
+    return -jnp.sum(jnp.where(probs > 0, probs * jnp.log(jnp.where(probs > 0, probs, 1.0)), 0.0), -1)
+
+
 def log_rest(log_prob_K, written_K) -> jax.Array:
     """log(1 - sum of the candidates' probabilities): the logit of everything that was not written."""
     total = jax.nn.logsumexp(jnp.where(written_K, log_prob_K, -1e9))

@@ -50,6 +50,11 @@ def test_log_rest():
     assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
 
 
+def test_entropy():
+    probs = jnp.array([[0.25, 0.25, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(losses.entropy(probs), [1.5 * np.log(2), 0, 0], rtol=1e-6)
+
+
 def test_kl_with_rest():
     p, q, written = np.array([0.5, 0.2, 0.1]), np.array([0.1, 0.3, 0.2]), jnp.array([True, True, False])
     # By hand: what was not written has 0.3 and 0.6.

@@ -52,6 +52,8 @@ class TrainingConfig:
     learner_steps: int = 4  # per iteration.
     rows_per_lane: int = 2  # drawn of each lane for a learner step.
     replay_capacity: int = 256  # rows of a lane.
+    # Of a learner step's rows, the share that is drawn in proportion to how far the search moved the policy there.
+    surprise_fraction: float = 0.0
     candidates_per_row: int = 8  # of a row's K candidates, those that a learner step looks at.
     augment: bool = True  # show each problem in a random equivalent form: symmetries, as in AlphaGo Zero.
     unmasked_fraction: float = 0.25  # of problems searched without the legality mask.
@@ -63,7 +65,7 @@ class TrainingConfig:
         check_range(
             self, 1, math.inf, "problems_per_iteration", "rows_per_lane", "replay_capacity", "candidates_per_row"
         )
-        check_range(self, 0, 1, "unmasked_fraction", "reanalyse_fraction")
+        check_range(self, 0, 1, "unmasked_fraction", "reanalyse_fraction", "surprise_fraction")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,13 +127,12 @@ def row_loss(model: LanguageModel, params, rows: Row, config: Config, axis: str 
     valid_R1 = rows.valid[:, None]
     value = 0.5 * mean(node, rows.value_weight * rows.valid)
     value += 0.5 * mean(candidate, rows.value_weight_K * valid_R1)
-    target_entropy = -jnp.sum(jnp.where(rows.policy_K1 > 0, rows.policy_K1 * jnp.log(rows.policy_K1 + 1e-9), 0.0), -1)
     # How far the policy has moved since the rows were searched.
     moved = jax.vmap(losses.kl_with_rest)(rows.log_prob_K, log_prob_RK, rows.written_K)
     metrics = {
         "loss/policy": policy,
         "loss/value": value,
-        "targets/policy_entropy": mean(target_entropy, has_target),
+        "targets/policy_entropy": mean(losses.entropy(rows.policy_K1), has_target),
         "policy/kl_since_search": mean(moved, has_target),
         "targets/value": mean(rows.value, rows.value_weight * rows.valid),
         "value/error": mean(jnp.square(jax.nn.sigmoid(value_RK) - rows.value_K), rows.value_weight_K * valid_R1),

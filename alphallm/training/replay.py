@@ -49,16 +49,22 @@ def add(replay: Replay, row: Row, problem: Problem) -> Replay:
     )
 
 
-def sample(replay: Replay, key_B: jax.Array, num: int) -> tuple[Row, jax.Array]:
+def sample(replay: Replay, key_B: jax.Array, num: int, by_surprise: float = 0.0) -> tuple[Row, jax.Array]:
     """Draws `num` valid rows of each lane, with replacement: leaves [B * num, ...], and their ages [B * num].
 
-    An age is the number of batches written since. A lane without a valid row gives rows with `valid` False.
+    A share `by_surprise` of the draws is in proportion to the rows' surprise, the others are uniform (policy surprise
+    weighting, Wu 2019 and KataGo's notes on it). An age is the number of batches written since. A lane without a valid
+    row gives rows with `valid` False.
     """
 
-    def draw(key, valid):
-        return jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(num,))
+    def draw(key, valid, surprise):
+        surprise = jnp.where(valid, surprise, 0.0)
+        total = jnp.sum(surprise)
+        uniform = valid / jnp.maximum(jnp.sum(valid), 1)
+        weight = (1 - by_surprise) * uniform + by_surprise * jnp.where(total > 0, surprise / total, uniform)
+        return jax.random.categorical(key, jnp.log(weight), shape=(num,))
 
-    index = jax.vmap(draw)(key_B, replay.rows.valid)
+    index = jax.vmap(draw)(key_B, replay.rows.valid, replay.rows.surprise)
     rows = jax.tree.map(lambda x: jax.vmap(lambda lane, i: lane[i])(x, index), replay.rows)
     slots = replay.problem.index.shape[1]
     age = (replay.added - 1 - index // (replay.rows.valid.shape[1] // slots)) % slots

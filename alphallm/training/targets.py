@@ -16,7 +16,7 @@ from jax import lax
 
 from alphallm.decode import LOG_ZERO
 from alphallm.errors import check_range
-from alphallm.losses import log_rest
+from alphallm.losses import entropy, log_rest, policy_loss_with_rest
 from alphallm.search import SearchConfig, Tree
 from alphallm.types import Problem, pytree
 
@@ -68,6 +68,7 @@ class Row:
     log_prob_K: jax.Array  # float32: log pi of the actor.
     offset_K: jax.Array  # float32: log w - log pi of the actor.
     policy_weight: jax.Array  # float32: 0 for nodes without a policy target.
+    surprise: jax.Array  # float32: KL divergence of the policy target from the actor's policy, in nats.
     value: jax.Array  # float32: the node's own value target.
     value_weight: jax.Array  # float32
     value_K: jax.Array  # float32: the candidates' value targets.
@@ -177,6 +178,7 @@ def _row(tree: Tree, planned: Planned, problem: Problem, n, valid) -> Row:
     value_K = jnp.where(legal_K & (searched_K | tree.done_BNK[n]), known_value_K, 0.0)
     known_K = tree.written_BNK[n] & (searched_K | tree.done_BNK[n] | ~legal_K)
     any_valid = jnp.any(valid_K).astype(jnp.float32)
+    target_K1, log_prob_K, written_K = planned.policy_BNK1[n], tree.log_prob_BNK[n], tree.written_BNK[n]
     return Row(
         prompt_P=problem.tokens_P,
         prompt_length=problem.length,
@@ -184,11 +186,12 @@ def _row(tree: Tree, planned: Planned, problem: Problem, n, valid) -> Row:
         path_length_D=path_length,
         tokens_KL=tree.tokens_BNKL[n],
         length_K=tree.length_BNK[n],
-        written_K=tree.written_BNK[n],
-        policy_K1=planned.policy_BNK1[n],
-        log_prob_K=tree.log_prob_BNK[n],
-        offset_K=jnp.where(tree.written_BNK[n] & valid_K, tree.prior_logits_BNK[n] - tree.log_prob_BNK[n], 0.0),
-        policy_weight=jnp.any(planned.policy_BNK1[n] > 0).astype(jnp.float32),
+        written_K=written_K,
+        policy_K1=target_K1,
+        log_prob_K=log_prob_K,
+        offset_K=jnp.where(written_K & valid_K, tree.prior_logits_BNK[n] - log_prob_K, 0.0),
+        policy_weight=jnp.any(target_K1 > 0).astype(jnp.float32),
+        surprise=jnp.maximum(policy_loss_with_rest(log_prob_K, written_K, target_K1) - entropy(target_K1), 0.0),
         value=planned.value_BN[n],
         # A dead end says that no candidate was legal, not that no step is.
         value_weight=any_valid,

@@ -38,7 +38,7 @@ def make_rows(seed=0):
         policy_K1=np.concatenate([policy[:, :-1], np.zeros((R, 1)), policy[:, -1:]], 1).astype(np.float32),
         log_prob_K=np.where(written, np.log(rng.dirichlet(np.ones(K), R)), -1e9).astype(np.float32),
         offset_K=np.where(written, rng.normal(size=(R, K)), 0.0).astype(np.float32),
-        policy_weight=np.ones(R, np.float32),
+        policy_weight=np.ones(R, np.float32), surprise=np.zeros(R, np.float32),
         value=rng.random(R).astype(np.float32), value_weight=np.ones(R, np.float32),
         value_K=rng.random((R, K)).astype(np.float32), value_weight_K=written.astype(np.float32),
         valid=np.ones(R, bool),

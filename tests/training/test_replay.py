@@ -57,6 +57,23 @@ def test_only_valid_rows_are_drawn_each_as_often():
     np.testing.assert_array_equal(rows.valid, np.repeat([True, True, False], 3000))
 
 
+def test_a_share_is_drawn_by_surprise():
+    stored = filled([1, 2])
+    valid = jnp.array([[True, True, False, True], [True] * 4, [False] * 4])
+    surprise = jnp.array([[1.0, 3.0, 50.0, 0.0], [0.0] * 4, [1.0] * 4])
+    fields = vars(stored.rows) | {"valid": valid, "surprise": surprise}
+    stored = replay.Replay(Row(**fields), stored.problem, stored.added)
+    keys = jax.random.split(jax.random.key(0), LANES)
+    rows, _ = replay.sample(stored, keys, 20_000, by_surprise=0.5)
+    value = np.asarray(rows.value).reshape(LANES, -1)
+    drawn = [[np.mean(value[lane] == 10 * lane + x) for x in (100, 101, 200, 201)] for lane in (0, 1)]
+    np.testing.assert_allclose(drawn[0], [1 / 6 + 1 / 8, 1 / 6 + 3 / 8, 0, 1 / 6], atol=0.02)
+    np.testing.assert_allclose(drawn[1], [1 / 4] * 4, atol=0.02)  # nothing surprises: uniform.
+    np.testing.assert_array_equal(rows.valid, np.repeat([True, True, False], 20_000))
+    rows, _ = replay.sample(stored, keys, 1000, by_surprise=1.0)
+    assert set(np.asarray(rows.value[:1000])) == {100, 101}
+
+
 @pytest.mark.parametrize("times", [[5], [5, 6], [5, 6, 7], [5, 6, 7, 8, 9]])
 def test_a_row_is_as_old_as_the_batches_written_since(times):
     keys = jax.random.split(jax.random.key(0), LANES)

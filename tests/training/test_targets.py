@@ -190,6 +190,10 @@ def test_rows_hold_their_nodes(mode):
         assert row.policy_weight == (has_choice and not lost) and (row.value == 0 or not lost)
         offset = np.where(tree.valid_BNK[b, n], tree.prior_logits_BNK[b, n] - tree.log_prob_BNK[b, n], 0.0)
         np.testing.assert_allclose(row.offset_K, offset, atol=1e-6)
+        actor = np.append(np.exp(row.log_prob_K), 1 - np.exp(row.log_prob_K)[row.written_K].sum())
+        target = np.asarray(row.policy_K1, np.float64)
+        surprise = sum(t * math.log(t / a) for t, a in zip(target, actor, strict=True) if t > 0)
+        np.testing.assert_allclose(row.surprise, surprise, rtol=1e-3, atol=1e-4)
     assert set(first.values()) == {0} and len(first) == len(SEEDS)  # the root always, and first.
     assert len(seen) > 5 * len(SEEDS) / 2
 
