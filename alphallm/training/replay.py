@@ -57,14 +57,13 @@ def sample(replay: Replay, key_B: jax.Array, num: int, by_surprise: float = 0.0)
     row gives rows with `valid` False.
     """
 
-    def draw(key, valid, surprise):
-        surprise = jnp.where(valid, surprise, 0.0)
-        total = jnp.sum(surprise)
-        uniform = valid / jnp.maximum(jnp.sum(valid), 1)
-        weight = (1 - by_surprise) * uniform + by_surprise * jnp.where(total > 0, surprise / total, uniform)
-        return jax.random.categorical(key, jnp.log(weight), shape=(num,))
-
-    index = jax.vmap(draw)(key_B, replay.rows.valid, replay.rows.surprise)
+    valid = replay.rows.valid
+    weight = valid / jnp.maximum(jnp.sum(valid, -1, keepdims=True), 1)
+    if by_surprise > 0:
+        surprise = jnp.where(valid, replay.rows.surprise, 0.0)
+        total = jnp.sum(surprise, -1, keepdims=True)
+        weight += by_surprise * (jnp.where(total > 0, surprise / total, weight) - weight)
+    index = jax.vmap(lambda key, w: jax.random.categorical(key, jnp.log(w), shape=(num,)))(key_B, weight)
     rows = jax.tree.map(lambda x: jax.vmap(lambda lane, i: lane[i])(x, index), replay.rows)
     slots = replay.problem.index.shape[1]
     age = (replay.added - 1 - index // (replay.rows.valid.shape[1] // slots)) % slots

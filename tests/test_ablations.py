@@ -1,0 +1,60 @@
+"""The ablations: every row is a config, and training on best-of-N samples imitates right chains alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphallm.config import apply_overrides, load_config
+from alphallm.evaluation.chains import sample
+from alphallm.training import loop
+from experiments import survival
+from experiments.ablations import best_of_n, run
+
+CONFIG = apply_overrides(
+    load_config(survival.REPOSITORY / survival.CONFIG),
+    {**survival.TINY, "warm_start.data": "none", "search.num_simulations": 2},
+)
+
+
+@pytest.mark.parametrize("name", run.ABLATIONS)
+def test_a_row_is_a_config_that_differs_from_the_default(name):
+    base = apply_overrides(load_config("configs/game24_cpu.py"), run.COMMON)
+    changed = apply_overrides(base, run.ABLATIONS[name])
+    assert (changed == base) == (name == "default")
+    loop.check(changed)
+
+
+def all_finished(*arguments, **options):
+    drawn = sample(*arguments, **options)
+    return dataclasses.replace(drawn, finished_BJ=jnp.ones_like(drawn.finished_BJ))
+
+
+def test_training_on_best_of_n_imitates_right_chains_alone(monkeypatch):
+    def judge(task, problem, tokens_BDL, length_BD):
+        """In place of the verifier, which accepts nothing of an untrained model: a chain may start with a third of the
+        tokens."""
+        right_B = tokens_BDL[:, 0, 0] % 3 == 0
+        return right_B.astype(jnp.float32), None, right_B
+
+    monkeypatch.setattr(best_of_n.methods, "judge", judge)
+    monkeypatch.setattr(best_of_n.chains, "sample", all_finished)
+    trainer = best_of_n.BestOfNTrainer(CONFIG)
+    state = trainer.initial_state()
+    before = jax.device_get(state.learner.params)
+    state, metrics = trainer.tick(trainer.to_devices(state), 0)
+    state = trainer.to_host(state)
+    assert all(np.isfinite(value) for value in metrics.values())
+    pairs_of_leaves = zip(jax.tree.leaves(before), jax.tree.leaves(state.learner.params), strict=True)
+    assert any(not np.array_equal(a, b) for a, b in pairs_of_leaves)
+    stored = state.replay.rows
+    np.testing.assert_array_equal(stored.valid.sum(-1), CONFIG.targets.rows_per_tree)
+    pairs = jax.tree.map(lambda x: x[np.asarray(stored.valid)], stored)
+    for chain in (pairs.imitated, pairs.judged):
+        right = chain.tokens_DL[:, 0, 0] % 3 == 0
+        np.testing.assert_array_equal(chain.outcome, right)
+        assert right.any() and not right.all()
+    np.testing.assert_array_equal((pairs.imitated.length_D > 0).any(-1), pairs.imitated.outcome > 0)
+    assert (pairs.judged.length_D > 0).any(-1).all()
