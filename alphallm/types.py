@@ -62,7 +62,8 @@ class Task(typing.Protocol):
     max_prompt: int  # P
     max_step: int  # L
     max_steps: int  # D
-    max_legal_steps: int  # A
+    max_legal_steps: int  # A: of any state.
+    max_later_steps: int  # the same after a first step.
     self_verifying: bool  # may a solver see the reward at test time?
 
     def step(self, state: TaskState, tokens_L: jax.Array, length: jax.Array) -> "Transition":

@@ -77,6 +77,17 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     assert evaluate.compare._program.cache_info().misses == 2  # equal models and tasks are compiled once
 
 
+def test_a_budget_that_is_too_small_for_a_method_leaves_its_row_out(tmp_path, monkeypatch, capsys):
+    planned = []
+    monkeypatch.setattr(evaluate, "run", lambda contestants, plan, *_: planned.extend(plan))
+    monkeypatch.setattr(evaluate, "show", lambda *_: None)
+    run(monkeypatch, [exported(tmp_path / "a")], methods=["best_of_n", "search"], budgets=["72", "50"])
+    assert {(budget, method.name) for budget, method in planned[0]} == {
+        (50, "best_of_n"), (72, "best_of_n"), (72, "search")
+    }  # fmt: skip
+    assert "a: search needs 72 generated tokens a problem, so it is left out at 50." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -99,11 +99,20 @@ def solve_all(
 def plan_all(
     contestant: Contestant, names: Sequence[str], modes: Sequence[str], budgets: Sequence[int]
 ) -> list[tuple[int | None, Method]]:
-    """The methods to run, each with the smallest budget that gives it; UserError where a budget can not be met."""
+    """The methods to run, each with the smallest budget that gives it.
+
+    A budget that is too small for a method is left out, and said to be; UserError where all are.
+    """
     planned: dict[Method, int | None] = {}
     for name in names:
+        plans.check_names([name], plans.METHODS, "method")
+        smallest = plans.smallest_budget(contestant.task, contestant.search, name)
+        enough = [budget for budget in sorted(budgets) if budget >= smallest]
+        if len(enough) < len(budgets) and enough:
+            few = ", ".join(str(budget) for budget in sorted(budgets) if budget < smallest)
+            print(f"{contestant.run}: {name} needs {smallest} generated tokens a problem, so it is left out at {few}.")
         for mode in modes:
-            for budget in sorted(budgets):
+            for budget in enough or budgets:  # of which `plan` says that they are too small.
                 method = plans.plan(contestant.task, contestant.search, name, mode, budget)
                 if method is not None:
                     planned.setdefault(method, None if name == "greedy" else budget)

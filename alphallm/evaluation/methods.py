@@ -10,8 +10,10 @@ task's `done`, which says only that an answer is complete, is read in both. Scor
     majority        N sampled chains; the commonest finished one, in verified mode among those without an illegal step.
                     The likelier one of two that are equally common.
     search          tree search and the best finished answer in its tree; greedy's answer where it holds none.
-    search_uniform  the same search knowing nothing: all legal steps, every token as likely as any other, value 1/2
-                    everywhere. It tells learning from enumeration. Verified mode only, since it can not judge.
+    search_listed   the same search over all legal steps instead of those that the policy proposes, as in classic
+                    AlphaZero. Verified mode only, since it knows the rules.
+    search_uniform  search_listed knowing nothing: every token as likely as any other, value 1/2 everywhere. It tells
+                    learning from enumeration. Verified mode only, since it can not judge.
 """
 
 import dataclasses
@@ -80,11 +82,10 @@ def answer(
         return _value_greedy(
             model, *arguments, num=program.knob, min_p=program.search.min_p, verified=switches.verified
         )
-    if program.name == "search":
+    if program.name in ("search", "search_listed"):
         return _search(model, *arguments, program.search, switches.verified)
     if program.name == "search_uniform":
-        config = dataclasses.replace(program.search, proposer="listed")
-        result = _search(_Uninformed(model), *arguments, config, switches.verified)
+        result = _search(_Uninformed(model), *arguments, program.search, switches.verified)
         return dataclasses.replace(result, positions_B=jnp.zeros_like(result.positions_B))  # It runs no model.
 
     def choose(*arguments):

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from alphallm.errors import UserError
 from alphallm.search import SearchConfig
 
-METHODS = ("greedy", "value_greedy", "best_of_n", "majority", "search", "search_uniform")
+METHODS = ("greedy", "value_greedy", "best_of_n", "majority", "search", "search_listed", "search_uniform")
+_SEARCHES = ("search", "search_listed", "search_uniform")
+_VERIFIED_ONLY = ("search_listed", "search_uniform")
 MODES = ("verified", "value_only")
 DEFAULT_BUDGETS = (300, 1000, 3000)
 
@@ -29,20 +31,21 @@ class Method:
             return f"K={self.knob}"
         if self.name in ("best_of_n", "majority"):
             return f"N={self.knob}"
-        listed = self.name == "search_uniform" or self.search.proposer == "listed"
-        return f"{self.knob} simulations x {'all legal' if listed else self.search.num_candidates}"
+        width = "all legal" if self.search.proposer == "listed" else self.search.num_candidates
+        return f"{self.knob} simulations x {width}"
 
 
 def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Method | None:
     """The method with the largest knob whose worst case stays within `budget`; None where it has no such mode.
 
     A chain costs at most D*L tokens, an expansion K*L. A search keeps D*L in reserve for the greedy answer that it
-    falls back to. `search_uniform` writes nothing (it lists steps), so it gets the simulations of `search`.
+    falls back to. Listed steps are run through the model as if it had written them, and count like it;
+    `search_uniform`, which has no model, gets the simulations of `search`.
     """
     check_names([name], METHODS, "method")
     check_names([mode], MODES, "mode")
     search = for_mode(search, mode)
-    if name == "search_uniform" and mode != "verified":
+    if name in _VERIFIED_ONLY and mode != "verified":
         return None
     smallest = smallest_budget(task, search, name)
     if budget < smallest:
@@ -51,22 +54,23 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Metho
         )
     if name == "greedy":
         return Method("greedy", "both", 0, SearchConfig())
-    if name in ("search", "search_uniform"):
-        return with_simulations(search, name, mode, (budget - _chain(task)) // _expansion(task, search) - 1)
+    if name in _SEARCHES:
+        root, later = _expansions(task, search, name)
+        return with_simulations(search, name, mode, (budget - _chain(task) - root) // later)
     judgement = {name: getattr(search, name) for name in ("min_p", "value_scale", "visit_offset")}
     return Method(name, mode, budget // _chain(task), SearchConfig(**judgement))
 
 
 def with_simulations(search: SearchConfig, name: str, mode: str, simulations: int) -> Method:
     """A search with a given number of simulations, whatever it costs; without noise at the root."""
-    config = dataclasses.replace(for_mode(search, mode), num_simulations=simulations, dirichlet_fraction=0.0)
+    proposer = "listed" if name in _VERIFIED_ONLY else for_mode(search, mode).proposer
+    config = dataclasses.replace(search, num_simulations=simulations, dirichlet_fraction=0.0, proposer=proposer)
     return Method(name, mode, simulations, config)
 
 
 def smallest_budget(task, search: SearchConfig, name: str) -> int:
     """The smallest budget of a method: one chain, or a root and one simulation."""
-    searches = name in ("search", "search_uniform")
-    return _chain(task) + 2 * _expansion(task, search) if searches else _chain(task)
+    return _chain(task) + (sum(_expansions(task, search, name)) if name in _SEARCHES else 0)
 
 
 def possible_budgets(task, search: SearchConfig, names: Sequence[str]) -> tuple[int, ...]:
@@ -92,6 +96,8 @@ def _chain(task) -> int:
     return task.max_steps * task.max_step
 
 
-def _expansion(task, search: SearchConfig) -> int:
-    candidates = task.max_legal_steps if search.proposer == "listed" else search.num_candidates
-    return candidates * task.max_step
+def _expansions(task, search: SearchConfig, name: str) -> tuple[int, int]:
+    """Tokens of the candidates of a root and of a later node."""
+    if name == "search_listed" or search.proposer == "listed":
+        return task.max_legal_steps * task.max_step, task.max_later_steps * task.max_step
+    return search.num_candidates * task.max_step, search.num_candidates * task.max_step

@@ -9,6 +9,7 @@ compares. What `step` accepts is therefore what `legal_steps` writes, plus the o
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -83,6 +84,7 @@ class Arithmetic:
         self.max_prompt = 3 + config.num_numbers + len(self.vocabulary.encode(str(config.max_target)))  # P
         self._pairs = np.array(list(itertools.combinations(range(self.num_numbers), 2)), np.int32)
         self.max_legal_steps = len(self._pairs) * len(_PAIR_OPERATORS)  # A
+        self.max_later_steps = math.comb(self.num_numbers - 1, 2) * len(_PAIR_OPERATORS)
         self._width = min(_LONGEST_NUMBER, self.max_step - 5)  # W: the longest number that a step has room for.
 
     # Host side: text and numpy.

@@ -37,6 +37,7 @@ class Endless:
     max_steps: int  # D
     name: str = "endless"
     max_legal_steps: int = 1
+    max_later_steps: int = 1
     self_verifying: bool = True
 
     def step(self, state: jax.Array, tokens_L: jax.Array, length: jax.Array) -> Transition:

@@ -42,7 +42,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     for seed, run in zip(options.seeds, runs, strict=True):
         _run("alphallm.train", f"--config={options.config}", f"--workdir={run}", f"--config.seed={seed}", *fields)
     compared = {
-        "at_equal_tokens": (runs, "greedy,value_greedy,best_of_n,majority,search,search_uniform"),
+        "at_equal_tokens": (runs, "greedy,value_greedy,best_of_n,majority,search,search_listed,search_uniform"),
         "warm_start": ([os.path.join(runs[0], "warm_start")], "greedy,value_greedy,search"),
     }
     outputs = [os.path.join(options.results, name) for name in compared]

@@ -20,12 +20,15 @@ TASK = tabular.TabularTask(binary=True, done=0.1, illegal=0.3)
 PARAMS = MODEL.init(0)
 PROBLEMS = jax.device_get(TASK.problems(SEEDS))
 SEARCH = SearchConfig(num_simulations=3, num_candidates=4, max_considered=4)
-KNOBS = {"greedy": 0, "value_greedy": 4, "best_of_n": 6, "majority": 6, "search": 3, "search_uniform": 3}
+KNOBS = {"greedy": 0, "value_greedy": 4, "best_of_n": 6, "majority": 6, "search": 3}
+KNOBS |= {"search_listed": 3, "search_uniform": 3}
 NONE = SearchConfig()
 
 
 def make(name, mode="verified", knob=None):
-    return Method(name, mode, knob or KNOBS[name], SEARCH if name.startswith("search") else NONE)
+    if name.startswith("search"):
+        return plans.with_simulations(SEARCH, name, mode, knob or KNOBS[name])
+    return Method(name, mode, knob or KNOBS[name], NONE)
 
 
 def solved(method, problems=PROBLEMS, *, model=MODEL, seed=0, batch_size=12):
@@ -241,7 +244,7 @@ def test_the_spend_on_a_tree_is_a_sum_over_its_nodes():
 
 @pytest.mark.parametrize("name", KNOBS)
 def test_without_a_verifier_no_choice_depends_on_it(name):
-    if name == "search_uniform":
+    if name in ("search_listed", "search_uniform"):
         pytest.skip("it lists legal steps, so it has a verifier")
     flipped = jax.device_get(TASK.problems(SEEDS, flip=True))
     honest, misled = (solved(make(name, "value_only"), problems) for problems in (PROBLEMS, flipped))
@@ -269,7 +272,7 @@ def test_scores_are_the_verifiers(name, mode):
     for b in range(len(SEEDS)):
         reward, complete, legal = judged(b, result.tokens_BDL[b], result.length_BD[b])
         assert (result.reward_B[b], result.legal_B[b]) == (np.float32(reward), complete and legal)
-        if name not in ("greedy", "search") and mode == "verified" and result.found_B[b]:
+        if name not in ("greedy", "search", "search_listed") and mode == "verified" and result.found_B[b]:
             assert legal
 
 
@@ -289,6 +292,9 @@ def test_uniform_search_reads_nothing_of_the_model():
 
 
 def test_the_worst_case_stays_within_the_budget():
-    for name in ("value_greedy", "best_of_n", "search"):
-        method = plans.plan(TASK, SEARCH, name, "value_only", 37)
+    for name, mode in (
+        ("value_greedy", "value_only"), ("best_of_n", "value_only"), ("search", "value_only"),
+        ("search_listed", "verified"),
+    ):  # fmt: skip
+        method = plans.plan(TASK, SEARCH, name, mode, 37)
         assert 0 < solved(method).tokens_generated_B.max() <= 37

@@ -9,7 +9,7 @@ from alphallm.errors import UserError
 from alphallm.evaluation import METHODS, plans
 from alphallm.search import SearchConfig
 
-TASK = types.SimpleNamespace(max_steps=3, max_step=8, max_legal_steps=36)  # as game24
+TASK = types.SimpleNamespace(max_steps=3, max_step=8, max_legal_steps=36, max_later_steps=18)  # as game24
 SEARCH = SearchConfig(num_candidates=16, dirichlet_fraction=0.25)
 
 
@@ -25,6 +25,8 @@ SEARCH = SearchConfig(num_candidates=16, dirichlet_fraction=0.25)
         ("search", 280, 1),  # two expansions of 16 * 8, and 24 for a greedy answer
         ("search", 407, 1),
         ("search", 408, 2),
+        ("search_listed", 456, 1),  # 36 * 8 for the root, 18 * 8 for a later node
+        ("search_listed", 1000, 4),
         ("search_uniform", 408, 2),  # the simulations of search, though it lists up to 36 steps
     ],
 )
@@ -32,7 +34,9 @@ def test_knobs(name, budget, knob):
     assert plans.plan(TASK, SEARCH, name, "verified", budget).knob == knob
 
 
-@pytest.mark.parametrize(("name", "smallest"), [("greedy", 24), ("best_of_n", 24), ("search", 280)])
+@pytest.mark.parametrize(
+    ("name", "smallest"), [("greedy", 24), ("best_of_n", 24), ("search", 280), ("search_listed", 456)]
+)
 def test_a_budget_too_small_names_the_smallest(name, smallest):
     assert plans.plan(TASK, SEARCH, name, "verified", smallest)
     with pytest.raises(
@@ -50,14 +54,17 @@ def test_a_search_has_its_knob_and_no_noise():
 def test_listing_legal_steps_belongs_to_the_verified_mode():
     listed = dataclasses.replace(SEARCH, proposer="listed")
     verified = plans.plan(TASK, listed, "search", "verified", 3000)
-    assert (verified.search.proposer, verified.knob) == ("listed", 2976 // (36 * 8) - 1)
+    assert (verified.search.proposer, verified.knob) == ("listed", (2976 - 36 * 8) // (18 * 8))
     value_only = plans.plan(TASK, listed, "search", "value_only", 3000)
     assert (value_only.search.proposer, value_only.knob) == ("gumbel_top_k", 2976 // (16 * 8) - 1)
-    assert plans.plan(TASK, SEARCH, "search_uniform", "value_only", 3000) is None
+    for name in ("search_listed", "search_uniform"):
+        assert plans.plan(TASK, SEARCH, name, "verified", 3000).search.proposer == "listed"
+        assert plans.plan(TASK, SEARCH, name, "value_only", 3000) is None
 
 
 def test_default_budgets_are_those_that_every_method_meets():
-    assert plans.possible_budgets(TASK, SEARCH, METHODS) == (300, 1000, 3000)
+    assert plans.possible_budgets(TASK, SEARCH, METHODS) == (1000, 3000)
+    assert plans.possible_budgets(TASK, SEARCH, ["search"]) == (300, 1000, 3000)
     wide = dataclasses.replace(SEARCH, num_candidates=60)
     assert plans.possible_budgets(TASK, wide, METHODS) == (1000, 3000)
     assert plans.possible_budgets(TASK, wide, ["best_of_n"]) == (300, 1000, 3000)

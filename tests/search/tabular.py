@@ -79,6 +79,7 @@ class TabularTask:
         content = np.arange(2, vocabulary_size)
         listed = [(END, *[PAD] * (max_step - 1))] + [(a, END, *[PAD] * (max_step - 2)) for a in content]
         self.listed_AL = np.array(listed, np.int32)
+        self.max_legal_steps = self.max_later_steps = len(listed)
 
     def problem(self, seed: int, pad_to: int | None = None, flip: bool = False) -> Problem:
         """Problem `seed`; where `flip`, every reward and every legal flag is the other way round."""
