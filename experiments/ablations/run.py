@@ -28,12 +28,8 @@ COMMON = {
 
 ALL_CANDIDATES = {"targets.policy": "candidates", "training.candidates_per_row": 16}
 # Imitation of the few solutions that there are at first is destroyed by Muon, whose updates are as large however small
-# the gradient is. So both get AdamW and a warm start that suits it, and `adamw` tells what that alone changes. Their
-# rows are drawn evenly, as the field does it.
-ADAMW = {
-    "optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "warm_start.num_steps": 600,
-    "training.surprise_fraction": 0.0,
-}  # fmt: skip
+# the gradient is. So both get AdamW and a warm start that suits it, and `adamw` tells what that alone changes.
+ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "warm_start.num_steps": 600}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "default": {},
     # The search.
@@ -48,8 +44,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "target_sampled": {"targets.policy": "sampled", "targets.legal_share": 0.0},
     "no_legal_share": {"targets.legal_share": 0.0},
     # The learner's rows.
-    "no_surprise": {"training.surprise_fraction": 0.0},
-    "augment": {"training.augment": True},
+    "surprise": {"training.surprise_fraction": 0.5},
+    "no_augment": {"training.augment": False},
     # Candidates drawn independently; the target's form is the one that fits them, so compare with target_candidates.
     "iid": {"search.proposer": "iid", **ALL_CANDIDATES},
     # What the field does instead.

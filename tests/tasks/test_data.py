@@ -19,7 +19,7 @@ CONFIGS = [
     pytest.param(TaskConfig(dataset="tot", manual_dir=str(CSV.parent)), (1162, 100, 100), marks=needs_csv, id="tot"),
     pytest.param(TaskConfig(dataset="tsllm", manual_dir=str(CSV.parent)), (900, 100, 362), marks=needs_csv, id="tsllm"),
     pytest.param(TaskConfig(max_number=15), (1062 + 836, 100, 200), id="game24-extra"),
-    pytest.param(TaskConfig(max_number=24), (1062 + 9254, 100, 200), id="game24-extra-listed"),
+    pytest.param(TaskConfig(max_number=20), (1062 + 4344, 100, 200), id="game24-extra-listed"),
     pytest.param(TaskConfig(name="countdown", max_target=100), (8000, 1000, 1000), id="countdown-listed"),
     pytest.param(COUNTDOWN, (8000, 1000, 1000), id="countdown"),
 ]

@@ -29,6 +29,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name="default", description="Generated; 1062 train, 100 validation, 200 test."),
         tfds.core.BuilderConfig(name="tot", description="Test on ranks 901-1000 of the ranked csv."),
         tfds.core.BuilderConfig(name="tsllm", description="Test on ranks 1001-1362 of the ranked csv."),
+        extra_config(max_number=20),
         extra_config(max_number=24),
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"For the configs tot and tsllm: {splits.CSV_HELP}."
