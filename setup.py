@@ -27,7 +27,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_namespace_packages(include=["alphallm", "alphallm.*"]),
-    package_data={"alphallm": ["tasks/*/*.txt", "tasks/*/*.md", "tasks/*/*.bib", "tasks/*/*.csv"]},
+    package_data={"alphallm": ["tasks/*/*.txt", "tasks/*/*.md", "tasks/*/*.bib", "tasks/*/*.csv", "evaluation/*.html"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "cuda": ["jax[cuda12]"],

@@ -1,7 +1,8 @@
 """Solves one problem: `python -m alphallm.solve --workdir=runs/x "4 9 10 13"`.
 
 Prints the answer that the search found, step by step, with the visits and values of each step, and what the verifier
-says of it. With --targets, also what the tree would teach at each node on the way.
+says of it. With --targets, also what the tree would teach at each node on the way; with --tree=tree.html, a web page of
+the whole tree.
 """
 
 import functools
@@ -15,7 +16,7 @@ from absl import flags
 from alphallm.config import run_main
 from alphallm.display import make_console, print_table
 from alphallm.errors import UserError
-from alphallm.evaluation import MODES, Method, compare, methods, plans, report
+from alphallm.evaluation import MODES, Method, compare, methods, plans, report, tree_page
 from alphallm.models import LanguageModel
 from alphallm.search import CERTAIN, SearchConfig, best_answer, search
 from alphallm.tasks import make_task
@@ -27,6 +28,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("simulations", 0, "Simulations of the search; 0 takes those that the run evaluates with.")
     flags.DEFINE_string("mode", MODES[0], f"What the search may see, of {', '.join(MODES)}.")
     flags.DEFINE_bool("targets", False, "Also print the training targets that the tree would give.")
+    flags.DEFINE_string("tree", "", "Also write the tree to this file, as a web page that replays the simulations.")
     flags.DEFINE_string("params", "average", "Which of a run's parameters: average or latest.")
     flags.DEFINE_integer("seed", 0, "Of the search's random numbers.")
 
@@ -55,8 +57,10 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
     console = make_console()
     say = functools.partial(console.print, markup=False, soft_wrap=True)
-    say(f"{arguments[0]} · {method.knob_text} candidates · {options.mode}")
-    say(f"{int(tree.tokens_generated_B[0])} tokens generated, {int(tree.expanded_BN.sum())} nodes expanded")
+    how = f"{method.knob_text} candidates · {options.mode}"
+    spent = f"{int(tree.tokens_generated_B[0])} tokens generated, {int(tree.expanded_BN.sum())} nodes expanded"
+    say(f"{arguments[0]} · {how}")
+    say(spent)
     if best.found_B[0]:
         print_table("", path_rows(task, tree, best), console)
         answer = best
@@ -65,7 +69,14 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         greedy = Method("greedy", "both", 0, SearchConfig())
         answer, _ = compare.solve_all(model, task, greedy, params, problem, batch_size=1)
         say("\n".join(report.answer_text(task, answer, 0)))
-    say(verdict(task, problem, answer))
+    said = verdict(task, problem, answer)
+    say(said)
+    if options.tree:
+        steps = "; ".join(report.answer_text(task, answer, 0))
+        whose = "" if best.found_B[0] else "No finished answer in the tree; the model's likeliest one: "
+        found = f"{whose}{steps}. {said}"
+        tree_page.write(options.tree, task, arguments[0], tree, best, f"{how} · {spent}", found)
+        say(f"The tree is in {options.tree}.")
     if options.targets:
         for number, node in enumerate(nodes_on_path(best), 1):
             title = f"Targets at node {number} of the path: value {planned.value_BN[0, node]:.3f}"

@@ -32,7 +32,8 @@ def exported(folder, task, **search):
 
 def run(monkeypatch, arguments, **changed):
     values = {
-        "workdir": "", "simulations": 2, "mode": "verified", "targets": False, "params": "average", "seed": 0, **changed
+        "workdir": "", "simulations": 2, "mode": "verified", "targets": False, "tree": "", "params": "average",
+        "seed": 0, **changed
     }  # fmt: skip
     monkeypatch.setattr(solve.flags, "FLAGS", types.SimpleNamespace(**values))
     solve.main(arguments, {})
@@ -41,8 +42,10 @@ def run(monkeypatch, arguments, **changed):
 def test_a_found_answer_is_shown_with_visits_values_and_targets(tmp_path, monkeypatch, capsys):
     # All legal steps are listed, so that even an untrained model solves a problem of one step.
     workdir = exported(tmp_path, COUNTDOWN, proposer="listed")
-    run(monkeypatch, ["3 5 -> 15"], workdir=workdir, targets=True)
+    page = tmp_path / "tree.html"
+    run(monkeypatch, ["3 5 -> 15"], workdir=workdir, targets=True, tree=str(page))
     shown = capsys.readouterr().out
+    assert "5 * 3 = 15" in page.read_text() and str(page) in shown
     assert "5 * 3 = 15" in shown
     for column in ("visits", "value", "prior", "policy target", "planned value"):
         assert column in shown
