@@ -5,11 +5,17 @@ legal. `value_only`: it may read neither; the value head judges finished answers
 task's `done`, which says only that an answer is complete, is read in both. Scoring is always the verifier's.
 
     greedy          the likeliest token, one chain; nothing to choose, so it is the same in both modes.
-    value_greedy    the best of K candidate steps by their values, at each step: a tree search of one ply.
     best_of_n       N sampled chains; the best by reward (verified) or by log pi(chain) + scale * value, as in search.
-    majority        N sampled chains; the commonest finished one, in verified mode among those without an illegal step.
-                    The likelier one of two that are equally common.
+    majority        N sampled chains; the commonest finished one, in verified mode among those without an illegal step
+                    (self-consistency, Wang et al. 2022). The likelier one of two that are equally common.
+    weighted        N sampled chains; the one whose copies' values have the largest sum (weighted majority).
+    value_greedy    the best of K candidate steps by their values, at each step: a tree search of one ply.
+    beam            W partial answers; of all their candidate steps the W best by value (BFS-V). The best finished one
+                    as in best_of_n.
+    dvts            W subtrees, each with its own best candidate at each step (diverse verifier tree search).
     search          tree search and the best finished answer in its tree; greedy's answer where it holds none.
+    puct            the same with PUCT, whatever policy the run's search has.
+    depth_first     the same, always on from the best candidate by value until nothing below it is open (DFS-V).
     search_listed   the same search over all legal steps instead of those that the policy proposes, as in classic
                     AlphaZero. Verified mode only, since it knows the rules.
     search_uniform  search_listed knowing nothing: every token as likely as any other, value 1/2 everywhere. It tells
@@ -24,9 +30,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from alphallm import decode
+from alphallm.evaluation import beams
 from alphallm.evaluation import chains as chain_sampling
 from alphallm.evaluation.chains import Chains
-from alphallm.evaluation.plans import Method
+from alphallm.evaluation.plans import BEAMS, SAMPLED, SEARCHES, Method
 from alphallm.models import Hidden, LanguageModel
 from alphallm.search import CERTAIN, SearchConfig, Tree, best_answer, search
 from alphallm.types import KeyValues, Problem, pytree
@@ -54,16 +61,17 @@ class Switches:
     """What of a method may change without compiling it anew."""
 
     verified: jax.Array  # bool []: the mode.
-    majority: jax.Array  # bool []: of sampled chains, the commonest instead of the best.
+    choice: jax.Array  # int32 []: how sampled chains are chosen from, by its place in SAMPLED.
 
 
 def switches(method: Method) -> Switches:
-    return Switches(jnp.asarray(method.mode == "verified"), jnp.asarray(method.name == "majority"))
+    choice = SAMPLED.index(method.name) if method.name in SAMPLED else 0
+    return Switches(jnp.asarray(method.mode == "verified"), jnp.int32(choice))
 
 
 def program(method: Method) -> Method:
-    """What is compiled for a method: both modes share it, and so do best_of_n and majority."""
-    name = "best_of_n" if method.name == "majority" else method.name
+    """What is compiled for a method: both modes share it, and so do the choices from sampled chains."""
+    name = SAMPLED[0] if method.name in SAMPLED else method.name
     return dataclasses.replace(method, name=name, mode="both")
 
 
@@ -78,19 +86,30 @@ def answer(
     arguments = (task, params, problem, key_B)
     if program.name == "greedy":
         return _pick_chain(task, problem, _sample(model, *arguments, num=1, temperature=0.0), _first, jnp.bool_(False))
-    if program.name == "value_greedy":
-        return _value_greedy(
-            model, *arguments, num=program.knob, min_p=program.search.min_p, verified=switches.verified
+    best = functools.partial(_best, scale=program.search.answer_scale)
+    if program.name in BEAMS:
+        width, num = program.knob, program.search.num_candidates
+        if program.name == "value_greedy":
+            width, num = 1, program.knob
+        chains, spend = beams.search(
+            model, *arguments, width=width, num=num, apart=program.name == "dvts", min_p=program.search.min_p,
+            verified=switches.verified,
+        )  # fmt: skip
+        return dataclasses.replace(
+            _pick_chain(task, problem, chains, best, switches.verified),
+            tokens_generated_B=spend.tokens_B,
+            expansions_B=spend.expansions_B,
+            positions_B=problem.length + spend.positions_B,
         )
-    if program.name in ("search", "search_listed"):
+    if program.name in SEARCHES and program.name != "search_uniform":
         return _search(model, *arguments, program.search, switches.verified)
     if program.name == "search_uniform":
         result = _search(_Uninformed(model), *arguments, program.search, switches.verified)
         return dataclasses.replace(result, positions_B=jnp.zeros_like(result.positions_B))  # It runs no model.
 
     def choose(*arguments):
-        best = functools.partial(_best, scale=program.search.answer_scale)
-        return lax.cond(switches.majority, _commonest, best, *arguments)
+        of_sampled = (best, _commonest, functools.partial(_commonest, weighted=True))  # As SAMPLED names them.
+        return lax.switch(switches.choice, of_sampled, *arguments)
 
     chains = _sample(model, *arguments, num=program.knob, temperature=1.0)
     return _pick_chain(task, problem, chains, choose, switches.verified)
@@ -169,116 +188,18 @@ def _best(chains: Chains, allowed_BJ, reward_BJ, *, scale: float):
     return jnp.argmax(jnp.where(allowed_BJ, score_BJ, -jnp.inf), -1)
 
 
-def _commonest(chains: Chains, allowed_BJ, reward_BJ):
+def _commonest(chains: Chains, allowed_BJ, reward_BJ, *, weighted: bool = False):
     def one(inputs):
-        tokens_JQ, allowed_J, log_prob_J = inputs
+        tokens_JQ, allowed_J, log_prob_J, vote_J = inputs
         equal_JJ = jnp.all(tokens_JQ[:, None] == tokens_JQ[None], -1) & allowed_J[None]
-        count_J = jnp.where(allowed_J, jnp.sum(equal_JJ, -1), 0)
-        return jnp.argmax(jnp.where(count_J == jnp.max(count_J), log_prob_J, -jnp.inf))
+        votes_J = jnp.where(allowed_J, jnp.sum(equal_JJ * vote_J[None], -1), 0.0)
+        # Equal chains add up the same votes in the same order, so that their sums are equal to the last bit.
+        return jnp.argmax(jnp.where(votes_J == jnp.max(votes_J), log_prob_J, -jnp.inf))
 
     tokens_BJQ = chains.tokens_BJDL.reshape(*allowed_BJ.shape, -1)
+    vote_BJ = chains.value_BJ if weighted else jnp.ones_like(chains.value_BJ)
     # One problem after another: the table of pairs is quadratic in the number of chains.
-    return lax.map(one, (tokens_BJQ, allowed_BJ, chains.log_prob_BJ))
-
-
-# One-ply value-greedy.
-
-
-@pytree
-class _Walk:
-    """The state of a walk that takes one step at a time."""
-
-    prefix: decode.Prefix  # its cache has room for the steps to come.
-    state: object
-    running_B: jax.Array  # bool
-    answer: Result  # so far: `legal_B` is of the steps taken, complete or not.
-
-
-def _value_greedy(model, task, params, problem: Problem, key_B, *, num: int, min_p: float, verified) -> Result:
-    row, vocabulary = jnp.arange(key_B.shape[0]), task.vocabulary
-    over_candidates = jax.vmap(jax.vmap(task.step, in_axes=(None, 0, 0)))
-    first_slot = problem.tokens_P.shape[1]
-
-    def step(level, walk: _Walk) -> _Walk:
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, level))(key_B)
-        candidates = decode.gumbel_top_k(
-            model, params, walk.prefix, keys, num=num, max_length=task.max_step,
-            step_end_V=jnp.asarray(vocabulary.step_end_V), pad=vocabulary.pad,
-        )  # fmt: skip
-        verdict = over_candidates(walk.state, candidates.tokens_BKL, candidates.length_BK)
-        allowed_BK = candidates.valid_BK & jnp.where(verified, verdict.legal, decode.likely(candidates, min_p))
-        value_BK = jnp.where(verdict.done & verified, verdict.reward, candidates.value_BK)
-        chosen_B = jnp.argmax(jnp.where(allowed_BK, value_BK, -1.0), -1)
-        pick = lambda x: x[row, chosen_B]
-        takes_B = walk.running_B & jnp.any(allowed_BK, -1)
-        tokens_BL = jnp.where(takes_B[:, None], pick(candidates.tokens_BKL), vocabulary.pad)
-        length_B = jnp.where(takes_B, pick(candidates.length_BK), 0)
-        done_B = takes_B & pick(verdict.done)
-        goes_on_B = takes_B & ~done_B & (level + 1 < task.max_steps)
-        written_B = jnp.where(walk.running_B, jnp.sum(candidates.length_BK, -1), 0)
-        prefix = lax.cond(
-            jnp.any(goes_on_B),
-            lambda prefix: _append(model, params, prefix, first_slot + level * task.max_step, tokens_BL, length_B),
-            lambda prefix: prefix,
-            walk.prefix,
-        )
-        before = walk.answer
-        answer = Result(
-            found_B=before.found_B | done_B,
-            reward_B=jnp.maximum(before.reward_B, jnp.where(takes_B, pick(verdict.reward), 0.0)),
-            legal_B=before.legal_B & (pick(verdict.legal) | ~takes_B),
-            value_B=jnp.where(takes_B, pick(value_BK), before.value_B),
-            tokens_BDL=before.tokens_BDL.at[:, level].set(tokens_BL),
-            length_BD=before.length_BD.at[:, level].set(length_B),
-            tokens_generated_B=before.tokens_generated_B + written_B,
-            expansions_B=before.expansions_B + walk.running_B,
-            positions_B=before.positions_B + written_B + jnp.where(goes_on_B, length_B, 0),
-        )
-        return _Walk(prefix, _where(takes_B, jax.tree.map(pick, verdict.state), walk.state), goes_on_B, answer)
-
-    answer = lax.fori_loop(0, task.max_steps, step, _start(model, task, params, problem)).answer
-    return dataclasses.replace(answer, legal_B=answer.found_B & answer.legal_B)
-
-
-def _start(model, task, params, problem: Problem) -> _Walk:
-    prefix = decode.prefill(model, params, problem)
-    room = (task.max_steps - 1) * task.max_step
-    past = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))), prefix.past)
-    prefix = dataclasses.replace(prefix, past=past, mask_BS=jnp.pad(prefix.mask_BS, ((0, 0), (0, room))))
-    batch = problem.length.shape[0]
-    none = jnp.zeros(batch, jnp.int32)
-    nothing = Result(
-        found_B=jnp.zeros(batch, bool),
-        reward_B=jnp.zeros(batch),
-        legal_B=jnp.ones(batch, bool),
-        value_B=jnp.zeros(batch),
-        tokens_BDL=jnp.full((batch, task.max_steps, task.max_step), task.vocabulary.pad, jnp.int32),
-        length_BD=jnp.zeros((batch, task.max_steps), jnp.int32),
-        tokens_generated_B=none,
-        expansions_B=none,
-        positions_B=problem.length,
-    )
-    return _Walk(prefix, problem.state, jnp.ones(batch, bool), nothing)
-
-
-def _where(chosen_B, new, old):
-    """`new` where `chosen_B`, else `old`: trees of arrays with a leading axis B."""
-    return jax.tree.map(lambda a, b: jnp.where(chosen_B.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
-
-
-def _append(model, params, prefix: decode.Prefix, slot, tokens_BL, length_B) -> decode.Prefix:
-    """The prefix with one more step, whose keys and values are written into the cache from `slot` on."""
-    page, logits_BV, value_B = decode.append(
-        model, params, prefix.past, prefix.mask_BS, prefix.length_B, tokens_BL, length_B
-    )
-    real_BL = jnp.arange(tokens_BL.shape[1])[None] < length_B[:, None]
-    return decode.Prefix(
-        past=jax.tree.map(lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, slot, 3), prefix.past, page),
-        mask_BS=lax.dynamic_update_slice_in_dim(prefix.mask_BS, real_BL, slot, 1),
-        length_B=prefix.length_B + length_B,
-        logits_BV=logits_BV,
-        value_B=value_B,
-    )
+    return lax.map(one, (tokens_BJQ, allowed_BJ, chains.log_prob_BJ, vote_BJ))
 
 
 # Search.
@@ -308,7 +229,9 @@ def _search(model, task, params, problem: Problem, key_B, config: SearchConfig, 
     def fall_back(searched: Result) -> Result:
         chains = _sample(model, task, params, problem, key_B, num=1, temperature=0.0)
         greedy = _pick_chain(task, problem, chains, _first, jnp.bool_(False))
-        both = _where(searched.found_B, searched, greedy)
+        both = jax.tree.map(
+            lambda a, b: jnp.where(searched.found_B.reshape(-1, *(1,) * (a.ndim - 1)), a, b), searched, greedy
+        )
         add = lambda a, b: a + jnp.where(searched.found_B, 0, b)
         return dataclasses.replace(
             both,

@@ -2,13 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from alphallm.errors import UserError
 from alphallm.search import SearchConfig
 
-METHODS = ("greedy", "value_greedy", "best_of_n", "majority", "search", "search_listed", "search_uniform")
-_SEARCHES = ("search", "search_listed", "search_uniform")
+SAMPLED = ("best_of_n", "majority", "weighted")
+BEAMS = ("value_greedy", "beam", "dvts")
+SEARCHES = ("search", "puct", "depth_first", "search_listed", "search_uniform")
+METHODS = ("greedy", *SAMPLED, *BEAMS, *SEARCHES)
 _VERIFIED_ONLY = ("search_listed", "search_uniform")
+_POLICIES: dict[str, Literal["puct", "depth_first"]] = {"puct": "puct", "depth_first": "depth_first"}
 MODES = ("verified", "value_only")
 DEFAULT_BUDGETS = (300, 1000, 3000)
 
@@ -19,8 +23,8 @@ class Method:
 
     name: str  # one of METHODS.
     mode: str  # one of MODES; "both" for greedy, which has nothing to choose.
-    knob: int  # candidates of value_greedy, chains of best_of_n and majority, simulations of a search.
-    search: SearchConfig  # of a search, with the knob as its number of simulations; of others, how they judge.
+    knob: int  # sampled chains, candidates of value_greedy, beams of others, simulations of a search.
+    search: SearchConfig  # of a search, with the knob as its number of simulations; of others, what they use of it.
 
     @property
     def knob_text(self) -> str:
@@ -29,8 +33,10 @@ class Method:
             return ""
         if self.name == "value_greedy":
             return f"K={self.knob}"
-        if self.name in ("best_of_n", "majority"):
+        if self.name in SAMPLED:
             return f"N={self.knob}"
+        if self.name in BEAMS:
+            return f"{self.knob} beams x {self.search.num_candidates}"
         width = "all legal" if self.search.proposer == "listed" else self.search.num_candidates
         return f"{self.knob} simulations x {width}"
 
@@ -38,8 +44,8 @@ class Method:
 def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Method | None:
     """The method with the largest knob whose worst case stays within `budget`; None where it has no such mode.
 
-    A chain costs at most D*L tokens, an expansion K*L. A search keeps D*L in reserve for the greedy answer that it
-    falls back to. Listed steps are run through the model as if it had written them, and count like it;
+    A chain costs at most D*L tokens, an expansion K*L. A search keeps D*L for the greedy answer that it falls back to.
+    Listed steps are run through the model as if it had written them, and count like it;
     `search_uniform`, which has no model, gets the simulations of `search`.
     """
     check_names([name], METHODS, "method")
@@ -54,23 +60,33 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Metho
         )
     if name == "greedy":
         return Method("greedy", "both", 0, SearchConfig())
-    if name in _SEARCHES:
+    if name in SEARCHES:
         root, later = _expansions(task, search, name)
         return with_simulations(search, name, mode, (budget - _chain(task) - root) // later)
-    judgement = {name: getattr(search, name) for name in ("min_p", "value_scale", "visit_offset")}
-    return Method(name, mode, budget // _chain(task), SearchConfig(**judgement))
+    used = {name: getattr(search, name) for name in ("min_p", "value_scale", "visit_offset")}
+    if name in ("beam", "dvts"):
+        used["num_candidates"] = search.num_candidates
+        # The first step is proposed for one beam, the others for each.
+        first = search.num_candidates * task.max_step
+        later = (task.max_steps - 1) * first
+        return Method(name, mode, (budget - first) // later if later else 1, SearchConfig(**used))
+    return Method(name, mode, budget // _chain(task), SearchConfig(**used))
 
 
 def with_simulations(search: SearchConfig, name: str, mode: str, simulations: int) -> Method:
     """A search with a given number of simulations, whatever it costs; without noise at the root."""
     proposer = "listed" if name in _VERIFIED_ONLY else for_mode(search, mode).proposer
     config = dataclasses.replace(search, num_simulations=simulations, dirichlet_fraction=0.0, proposer=proposer)
+    if name in _POLICIES:
+        config = dataclasses.replace(config, policy=_POLICIES[name])
     return Method(name, mode, simulations, config)
 
 
 def smallest_budget(task, search: SearchConfig, name: str) -> int:
-    """The smallest budget of a method: one chain, or a root and one simulation."""
-    return _chain(task) + (sum(_expansions(task, search, name)) if name in _SEARCHES else 0)
+    """The smallest budget of a method: one chain, one beam, or a root and one simulation."""
+    if name in ("beam", "dvts"):
+        return _chain(task) * search.num_candidates
+    return _chain(task) + (sum(_expansions(task, search, name)) if name in SEARCHES else 0)
 
 
 def possible_budgets(task, search: SearchConfig, names: Sequence[str]) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Which candidate a simulation follows, and which one the search commits to.
 
 Gumbel MuZero (Danihelka et al. 2022) or PUCT (Silver et al. 2017, Schrittwieser et al. 2020), both on Q-values
-completed by the candidates' own values. Functions take mctx's tree without its batch axis, as mctx calls them.
+completed by the candidates' own values; or depth-first search by value (DFS-V of TS-LLM, Feng et al. 2023, after Tree
+of Thoughts, Yao et al. 2023). Functions take mctx's tree without its batch axis, as mctx calls them.
 """
 
 import math
@@ -57,6 +58,8 @@ def root_action_selection(config: SearchConfig):
     """The selection at the root, in mctx's form."""
     if config.policy == "puct":
         return lambda key, tree, node_index: _puct(tree, node_index, config)
+    if config.policy == "depth_first":
+        return lambda key, tree, node_index: _depth_first(tree, node_index)
 
     def select(key, tree, node_index):
         """Sequential halving over what is open (Danihelka et al. 2022, Algorithm 2).
@@ -100,6 +103,8 @@ def interior_action_selection(config: SearchConfig):
     """The selection below the root, in mctx's form."""
     if config.policy == "puct":
         return lambda key, tree, node_index, depth: _puct(tree, node_index, config)
+    if config.policy == "depth_first":
+        return lambda key, tree, node_index, depth: _depth_first(tree, node_index)
 
     def select(key, tree, node_index, depth):
         """Keeps visits in proportion to the improved policy over what is open (Danihelka et al. 2022, section 5)."""
@@ -139,6 +144,17 @@ def _puct(tree, node_index, config: SearchConfig):
     )
 
 
+def _depth_first(tree, node_index):
+    """The open candidate that was visited before, of which there is at most one; else the one of the largest value.
+
+    A candidate is closed as soon as nothing below it is open: that is the backtracking.
+    """
+    node = tree.embeddings
+    begun = tree.children_visits[node_index] > 0
+    score = jnp.where(begun, 2.0, node.child_value_BK[node_index])  # Values lie in [0, 1].
+    return jnp.argmax(jnp.where(_selectable(tree, node_index), score, -1.0)).astype(jnp.int32)
+
+
 def add_dirichlet_noise(key_B, prior_logits_BK, valid_BK, config: SearchConfig):
     """Mixes Dirichlet noise over the valid candidates into the root's prior (Silver et al. 2017)."""
     num = prior_logits_BK.shape[-1]
@@ -156,14 +172,14 @@ def final_action(tree, config: SearchConfig) -> jax.Array:
     """The root candidate [B] that the search commits to.
 
     Gumbel: among the most visited, and those that are known exactly, the largest g + logits + sigma(q)
-    (Danihelka et al. 2022, Algorithm 2). PUCT: the most visited; Q decides ties.
+    (Danihelka et al. 2022, Algorithm 2). PUCT: the most visited; Q decides ties. Depth-first: the largest Q.
     """
     node = tree.embeddings
     valid_BK = node.valid_BK[:, 0]
     visits_BK = tree.children_visits[:, 0]
-    if config.policy == "puct":
+    if config.policy in ("puct", "depth_first"):
         q_BK = jax.vmap(lambda t: completed_q(t, 0, config.completion))(tree)
-        score_BK = visits_BK + 0.5 * q_BK
+        score_BK = 0.5 * q_BK + (visits_BK if config.policy == "puct" else 0)
     else:
         exact_BK = ~node.open_BK[:, 0]
         considered_BK = exact_BK | (visits_BK == jnp.max(visits_BK, -1, keepdims=True))

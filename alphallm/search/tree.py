@@ -15,7 +15,7 @@ from alphallm.types import pytree
 class SearchConfig:
     """How a tree is grown."""
 
-    policy: Literal["gumbel", "puct"] = "gumbel"
+    policy: Literal["gumbel", "puct", "depth_first"] = "gumbel"
     num_simulations: int = 32
     # How a node's K candidate steps are got: without replacement, as i.i.d. samples, or listed by the task.
     proposer: Literal["gumbel_top_k", "iid", "listed"] = "gumbel_top_k"
@@ -34,6 +34,7 @@ class SearchConfig:
     visit_offset: float = 50.0
     max_considered: int = 8  # root candidates that sequential halving starts from.
     exploration: float = 1.25  # PUCT's c_1.
+    prune: float = 0.0  # depth_first: a candidate of a smaller value is continued only when no other is left.
     dirichlet_fraction: float = 0.0  # PUCT's root noise; 0.25 for self-play, 0 for evaluation.
     dirichlet_alpha: float = 0.3
 
@@ -44,7 +45,7 @@ class SearchConfig:
 
     def __post_init__(self):
         check_range(self, 1, math.inf, "num_simulations", "num_candidates", "max_considered")
-        check_range(self, 0, 1, "min_p", "dirichlet_fraction")
+        check_range(self, 0, 1, "min_p", "dirichlet_fraction", "prune")
         check_range(self, 0, math.inf, "value_scale", "visit_offset", "exploration")
         check_range(self, 1e-3, math.inf, "temperature", "dirichlet_alpha")
 

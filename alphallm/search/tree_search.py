@@ -263,6 +263,7 @@ class _Expander:
         child_value = jnp.where(valid, child_value, 0.0)
         at_limit = depth_B[:, None] + 1 >= self.task.max_steps
         prior_logits = jnp.where(valid, candidates.prior_logits_BK, decode.LOG_ZERO)
+        worth = child_value >= self.config.prune if self.config.policy == "depth_first" else True
         return Node(
             expanded_B=expanded_B,
             legal_B=legal_B,
@@ -278,7 +279,7 @@ class _Expander:
             reward_BK=verdict.reward,
             done_BK=verdict.done,
             legal_BK=verdict.legal,
-            open_BK=valid & ~verdict.done & ~at_limit,
+            open_BK=valid & ~verdict.done & ~at_limit & worth,
         )
 
 

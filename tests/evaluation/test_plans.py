@@ -22,9 +22,15 @@ SEARCH = SearchConfig(num_candidates=16, dirichlet_fraction=0.25)
         ("best_of_n", 47, 1),
         ("best_of_n", 48, 2),
         ("majority", 3000, 125),
+        ("weighted", 48, 2),
+        ("beam", 384, 1),  # three expansions of 16 * 8
+        ("beam", 1000, 3),  # one for the first step, two for each beam
+        ("dvts", 3200, 12),
         ("search", 280, 1),  # two expansions of 16 * 8, and 24 for a greedy answer
         ("search", 407, 1),
         ("search", 408, 2),
+        ("puct", 408, 2),
+        ("depth_first", 408, 2),
         ("search_listed", 456, 1),  # 36 * 8 for the root, 18 * 8 for a later node
         ("search_listed", 1000, 4),
         ("search_uniform", 408, 2),  # the simulations of search, though it lists up to 36 steps
@@ -35,7 +41,7 @@ def test_knobs(name, budget, knob):
 
 
 @pytest.mark.parametrize(
-    ("name", "smallest"), [("greedy", 24), ("best_of_n", 24), ("search", 280), ("search_listed", 456)]
+    ("name", "smallest"), [("greedy", 24), ("best_of_n", 24), ("beam", 384), ("search", 280), ("search_listed", 456)]
 )
 def test_a_budget_too_small_names_the_smallest(name, smallest):
     assert plans.plan(TASK, SEARCH, name, "verified", smallest)
@@ -49,6 +55,12 @@ def test_a_search_has_its_knob_and_no_noise():
     method = plans.plan(TASK, SEARCH, "search", "verified", 3000)
     assert method.search == dataclasses.replace(SEARCH, num_simulations=method.knob, dirichlet_fraction=0.0)
     assert method.knob_text == "22 simulations x 16"
+
+
+@pytest.mark.parametrize("name", ["puct", "depth_first"])
+def test_a_named_policy_replaces_the_run_s(name):
+    assert plans.plan(TASK, SEARCH, name, "verified", 3000).search.policy == name
+    assert plans.plan(TASK, SEARCH, "search", "verified", 3000).search.policy == SEARCH.policy
 
 
 def test_listing_legal_steps_belongs_to_the_verified_mode():
@@ -66,10 +78,10 @@ def test_default_budgets_are_those_that_every_method_meets():
     assert plans.possible_budgets(TASK, SEARCH, METHODS) == (1000, 3000)
     assert plans.possible_budgets(TASK, SEARCH, ["search"]) == (300, 1000, 3000)
     wide = dataclasses.replace(SEARCH, num_candidates=60)
-    assert plans.possible_budgets(TASK, wide, METHODS) == (1000, 3000)
+    assert plans.possible_budgets(TASK, wide, METHODS) == (3000,)
     assert plans.possible_budgets(TASK, wide, ["best_of_n"]) == (300, 1000, 3000)
     huge = dataclasses.replace(SEARCH, num_candidates=1000)
-    assert plans.possible_budgets(TASK, huge, METHODS) == (16024,)
+    assert plans.possible_budgets(TASK, huge, METHODS) == (24000,)
 
 
 @pytest.mark.parametrize(

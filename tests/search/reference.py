@@ -1,4 +1,4 @@
-"""Gumbel MuZero and PUCT in plain Python, one tree at a time, over an explicit tree of objects.
+"""Gumbel MuZero, PUCT and depth-first search in plain Python, one tree at a time, over an explicit tree of objects.
 
 Slow and written from the papers (Danihelka et al. 2022; Silver et al. 2017), not from mctx: no arrays of nodes, no
 page pool, no masks. A node's candidates come from a full prefill of all written so far: the paged cache is checked too.
@@ -62,6 +62,7 @@ class Reference:
     def __init__(self, model, task, config, params, problem, key, verified, masked):
         self.model, self.task, self.config, self.params = model, task, config, params
         self.key, self.verified, self.masked = key, verified, masked
+        self.least = config.prune if config.policy == "depth_first" else 0.0
         self.nodes = [self.expand(list(problem.tokens_P[: problem.length]), problem.state, 0, 0)]
         root = self.nodes[0]
         self.budget = min(config.max_considered, len(root.candidates), len(root.open()))
@@ -117,7 +118,7 @@ class Reference:
                 Candidate(
                     tokens, length, float(prior_logits[0, k]) if valid else decode.LOG_ZERO, 0.0,
                     float(got.root_gumbel_BK[0, k]), own, valid, done, reward, after,
-                    valid and not done and depth + 1 < self.task.max_steps,
+                    valid and not done and depth + 1 < self.task.max_steps and own >= self.least,
                 )
             )  # fmt: skip
         for c, p in zip(node.candidates, softmax([c.logit for c in node.candidates]), strict=True):
@@ -157,6 +158,8 @@ class Reference:
             return node.candidates[0]
         if self.config.policy == "puct":
             return self.puct(node)
+        if self.config.policy == "depth_first":
+            return self.deeper(node)
         return self.halve(node) if node is self.nodes[0] else self.improve(node)
 
     def halve(self, root):
@@ -181,6 +184,11 @@ class Reference:
         total = sum(c.visits for c in among)
         return max(zip(among, improved, strict=True), key=lambda x: x[1] - x[0].visits / (1 + total))[0]
 
+    def deeper(self, node):
+        """On with what was begun; else the best by the value head's word or, where it is verified, the reward."""
+        among = node.open() or [c for c in node.candidates if c.valid]
+        return next((c for c in among if c.visits), max(among, key=lambda c: c.own_value))
+
     def puct(self, node):
         among = node.open() or [c for c in node.candidates if c.valid]
         rate = self.config.exploration + math.log((node.visits + 19652 + 1) / 19652)
@@ -202,6 +210,8 @@ class Reference:
         if self.config.policy == "puct":
             q = self.completed(root)
             return max(valid, key=lambda i: root.candidates[i].visits + 0.5 * q[i])
+        if self.config.policy == "depth_first":
+            return max(valid, key=lambda i: self.completed(root)[i])
         scores, most = self.scores(root), max(c.visits for c in root.candidates)
         candidates = [i for i in valid if not root.candidates[i].open or root.candidates[i].visits == most]
         return max(candidates or valid, key=lambda i: scores[i])

@@ -50,6 +50,7 @@ VARIANTS = {
     "listed": {"proposer": "listed", "completion": "mixed_value"},
 }
 CASES = [(policy, name, options) for policy in ("gumbel", "puct") for name, options in VARIANTS.items()]
+CASES += [("depth_first", name, VARIANTS[name] | {"prune": prune}) for name, prune in (("default", 0.0), ("iid", 0.4))]
 CASES.append(("gumbel", "policy as prior", {"prior": "policy", "backup": "children", "completion": "mixed_value"}))
 
 
