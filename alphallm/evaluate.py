@@ -27,7 +27,7 @@ def define_flags() -> None:
     # Not while the module is imported: several mains have flags of the same name.
     flags.DEFINE_list("workdir", [], "Folders of runs or of exported weights, separated by commas.")
     flags.DEFINE_string("split", "test", "Which problems: train, validation or test.")
-    flags.DEFINE_list("methods", list(METHODS), f"Which methods, of {', '.join(METHODS)}.")
+    flags.DEFINE_list("methods", list(plans.DEFAULT_METHODS), f"Which methods, of {', '.join(METHODS)}.")
     flags.DEFINE_list("budgets", [], "Generated tokens per problem, at most; by default 300, 1000 and 3000.")
     flags.DEFINE_list("modes", list(MODES), f"What a method may see, of {', '.join(MODES)}.")
     flags.DEFINE_integer("seeds", 1, "How often each problem is answered, with other random numbers.")

@@ -11,6 +11,7 @@ SAMPLED = ("best_of_n", "majority", "weighted")
 BEAMS = ("value_greedy", "beam", "dvts")
 SEARCHES = ("search", "puct", "depth_first", "search_listed", "search_uniform")
 METHODS = ("greedy", *SAMPLED, *BEAMS, *SEARCHES)
+DEFAULT_METHODS = ("greedy", "best_of_n", "majority", "value_greedy", "search", "search_uniform")
 _VERIFIED_ONLY = ("search_listed", "search_uniform")
 _POLICIES: dict[str, Literal["puct", "depth_first"]] = {"puct": "puct", "depth_first": "depth_first"}
 MODES = ("verified", "value_only")
