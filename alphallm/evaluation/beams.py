@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alphallm import decode
-from alphallm.evaluation.chains import Chains
+from alphallm.evaluation.chains import Chains, where_rows
 from alphallm.models import LanguageModel
 from alphallm.types import Problem, TaskState, pytree
 
@@ -51,16 +51,14 @@ def search(
     Where `verified` (bool []), illegal candidates are left out and a finished one is worth its reward. A finished beam
     keeps its place as long as its value does. A beam without a candidate that may be taken ends unfinished.
     """
-    size = problem.tokens_P.shape[1]
 
-    def step(level, beams: _Beams, width: int) -> _Beams:
+    def step(level, beams: _Beams) -> _Beams:
         return _step(
-            model, task, params, beams, key_B, level, size, width=width, num=num, apart=apart, min_p=min_p,
-            verified=verified,
+            model, task, params, beams, key_B, level, problem.tokens_P.shape[1], width=width, num=num, apart=apart,
+            min_p=min_p, verified=verified,
         )  # fmt: skip
 
-    beams = step(0, _start(model, task, params, problem), width)
-    beams = lax.fori_loop(1, task.max_steps, lambda level, beams: step(level, beams, width), beams)
+    beams = lax.fori_loop(1, task.max_steps, step, step(0, _start(model, task, params, problem)))
     return beams.chains, beams.spend
 
 
@@ -138,7 +136,7 @@ def _step(
         lambda prefix: prefix,
         prefix,
     )
-    state = jax.tree.map(lambda new, old: _where(takes_R, pick(new), old[row_R]), verdict.state, beams.state)
+    state = jax.tree.map(lambda new, old: where_rows(takes_R, pick(new), old[row_R]), verdict.state, beams.state)
 
     written_B = jnp.sum(split(jnp.where(beams.running_R, jnp.sum(candidates.length_BK, -1), 0)), -1)
     appended_B = jnp.sum(jnp.where(running_R, length_R, 0).reshape(batch, width), -1)
@@ -178,7 +176,3 @@ def _append(model, params, prefix: decode.Prefix, slot, tokens_RL, length_R) -> 
         logits_BV=logits_RV,
         value_B=value_R,
     )
-
-
-def _where(chosen_R, new, old):
-    return jnp.where(chosen_R.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -119,7 +119,7 @@ def _write(task, rows: _Rows, token_R, logits_RV) -> _Rows:
     def take_step(state):
         # Only what the structure of answers says is read here, never reward or legality.
         after = jax.vmap(task.step)(state, tokens_RDL[row, level_R], length_RD[row, level_R])
-        return jax.tree.map(lambda new, old: _where(step_ends_R, new, old), after.state, state), after.done
+        return jax.tree.map(lambda new, old: where_rows(step_ends_R, new, old), after.state, state), after.done
 
     state, done_R = lax.cond(
         jnp.any(step_ends_R), take_step, lambda state: (state, jnp.zeros_like(step_ends_R)), rows.state
@@ -140,5 +140,6 @@ def _write(task, rows: _Rows, token_R, logits_RV) -> _Rows:
     )
 
 
-def _where(mask_R, new, old):
+def where_rows(mask_R, new, old):
+    """`new` [R, ...] in the rows where the mask is True, else `old`."""
     return jnp.where(mask_R.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -32,7 +32,7 @@ from jax import lax
 from alphallm import decode
 from alphallm.evaluation import beams
 from alphallm.evaluation import chains as chain_sampling
-from alphallm.evaluation.chains import Chains
+from alphallm.evaluation.chains import Chains, where_rows
 from alphallm.evaluation.plans import BEAMS, SAMPLED, SEARCHES, Method
 from alphallm.models import Hidden, LanguageModel
 from alphallm.search import CERTAIN, SearchConfig, Tree, best_answer, search
@@ -229,9 +229,7 @@ def _search(model, task, params, problem: Problem, key_B, config: SearchConfig, 
     def fall_back(searched: Result) -> Result:
         chains = _sample(model, task, params, problem, key_B, num=1, temperature=0.0)
         greedy = _pick_chain(task, problem, chains, _first, jnp.bool_(False))
-        both = jax.tree.map(
-            lambda a, b: jnp.where(searched.found_B.reshape(-1, *(1,) * (a.ndim - 1)), a, b), searched, greedy
-        )
+        both = jax.tree.map(functools.partial(where_rows, searched.found_B), searched, greedy)
         add = lambda a, b: a + jnp.where(searched.found_B, 0, b)
         return dataclasses.replace(
             both,

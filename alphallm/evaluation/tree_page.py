@@ -59,14 +59,15 @@ def page(task: Any, text: str, tree: Tree, best: Answer, facts: str, answer: str
       best: the tree's answer, whose path is marked.
       facts, answer: lines above the tree: how it was searched; what was found and what the verifier says of it.
     """
+    known = histories(tree)
     content = {
         "problem": text,
         "facts": facts,
         "answer": answer,
         "path": [[int(n), int(k)] for n, k in zip(best.node_BD[0], best.action_BD[0], strict=True) if n >= 0],
-        "nodes": _nodes(task, tree),
+        "nodes": _nodes(task, tree, known),
         # The replay's last frame, which has all simulations that found everything known.
-        "last": max(max(history.simulation) for history in histories(tree).values()),
+        "last": max(max(history.simulation) for history in known.values()),
         "simulations": int(tree.visits_BN[0, 0]) - 1,
     }
     # "</script>" in a problem's text must not end the script that holds it.
@@ -84,10 +85,10 @@ def write(path: str | os.PathLike, *arguments: Any) -> None:
         raise UserError(f"{os.fspath(path)!r} can not be written ({error}): give another --tree.") from error
 
 
-def _nodes(task: Any, tree: Tree) -> list[dict[str, Any] | None]:
+def _nodes(task: Any, tree: Tree, known: dict[int, History]) -> list[dict[str, Any] | None]:
     """The expanded nodes at their numbers, None between them."""
-    found: list[dict[str, Any] | None] = [None] * (1 + int(np.flatnonzero(tree.expanded_BN[0])[-1]))
-    for n, history in histories(tree).items():
+    found: list[dict[str, Any] | None] = [None] * (1 + max(known))
+    for n, history in known.items():
         found[n] = {
             "parent": int(tree.parent_BN[0, n]),
             "at": history.simulation,

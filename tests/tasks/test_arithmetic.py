@@ -224,6 +224,7 @@ def test_legal_steps_lists_what_the_twin_lists(name):
     task, rng = task_of(name), random.Random(2)
     states = [random_state(name, rng) for _ in range(2000 if FULL else 200)]
     rows = [(device_state(task, state),) for state in states]
+    later = 0
     for state, steps in zip(states, in_chunks(compiled(name, "legal_steps"), rows), strict=True):
         running = state.steps_done < task.max_steps
         want = legal_texts(state.numbers, canonical=True) if running else set()
@@ -234,14 +235,16 @@ def test_legal_steps_lists_what_the_twin_lists(name):
             if valid
         ]
         assert sorted(listed) == sorted(want), state  # as lists: no text is there twice.
-        if state.steps_done > 0 and state.chain_legal:
+        if state.steps_done > 0 and state.chain_legal:  # An illegal step leaves all numbers, and more that is legal.
             assert len(listed) <= task.max_later_steps
+            later += bool(listed)
         for tokens, length, text in zip(
             steps.tokens_AL[steps.valid_A], steps.length_A[steps.valid_A], listed, strict=True
         ):
             assert tokens.tolist() == padded(task, task.vocabulary.encode(text)).tolist()
             assert length == len(task.vocabulary.encode(text))
         assert not steps.length_A[~steps.valid_A].any() and not steps.tokens_AL[~steps.valid_A].any()
+    assert later
 
 
 def test_every_puzzle_is_solved_by_a_chain_of_listed_steps():
