@@ -1,4 +1,4 @@
-"""Compares methods, budgets and runs: `python -m alphallm.evaluate --workdir=runs/a,runs/b --split=test`.
+"""Compares strategies, budgets and runs: `python -m alphallm.evaluate --workdir=runs/a,runs/b --split=test`.
 
 A workdir is a run's folder or one of exported weights; a run keeps those of its warm start in `warm_start`. A row is
 printed and written to evaluation.json as soon as it is known; in the end come tables of all rows and of paired
@@ -16,7 +16,7 @@ from absl import flags
 from alphallm.config import run_main, to_dict
 from alphallm.display import Progress, make_console, print_table
 from alphallm.errors import UserError
-from alphallm.evaluation import METHODS, MODES, Contestant, Row, compare, evaluate, plan_all, plans, report
+from alphallm.evaluation import MODES, STRATEGIES, Contestant, Row, compare, evaluate, plan_all, plans, report
 from alphallm.models import LanguageModel
 from alphallm.tasks import data, make_task
 
@@ -27,9 +27,9 @@ def define_flags() -> None:
     # Not while the module is imported: several mains have flags of the same name.
     flags.DEFINE_list("workdir", [], "Folders of runs or of exported weights, separated by commas.")
     flags.DEFINE_string("split", "test", "Which problems: train, validation or test.")
-    flags.DEFINE_list("methods", list(plans.DEFAULT_METHODS), f"Which methods, of {', '.join(METHODS)}.")
+    flags.DEFINE_list("strategies", list(plans.DEFAULT_STRATEGIES), f"Which strategies, of {', '.join(STRATEGIES)}.")
     flags.DEFINE_list("budgets", [], "Generated tokens per problem, at most; by default 300, 1000 and 3000.")
-    flags.DEFINE_list("modes", list(MODES), f"What a method may see, of {', '.join(MODES)}.")
+    flags.DEFINE_list("modes", list(MODES), f"What a strategy may see, of {', '.join(MODES)}.")
     flags.DEFINE_integer("seeds", 1, "How often each problem is answered, with other random numbers.")
     flags.DEFINE_integer("num_problems", 0, "How many problems of the split, drawn once for all; 0 takes all of them.")
     flags.DEFINE_string("params", "average", f"Which of a run's parameters, of {', '.join(PARAMS)}.")
@@ -45,8 +45,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     loaded = [load(workdir, options.params) for workdir in options.workdir]
     contestants = enter(run_names(options.workdir), loaded)
     problems = common_problems(contestants, [config for config, _ in loaded], options.split, options.num_problems)
-    budgets = [int(budget) for budget in options.budgets] or common_budgets(contestants, options.methods)
-    planned = [plan_all(one, options.methods, options.modes, budgets) for one in contestants]
+    budgets = [int(budget) for budget in options.budgets] or common_budgets(contestants, options.strategies)
+    planned = [plan_all(one, options.strategies, options.modes, budgets) for one in contestants]
     about = {
         "split": options.split, "num_problems": len(problems.index), "seeds": options.seeds, "params": options.params,
         "workdirs": options.workdir, "configs": [to_dict(config) for config, _ in loaded],
@@ -61,11 +61,11 @@ def check_options(options: Any) -> None:
         raise UserError("Give --workdir=FOLDER, the folder of a run or of exported weights, or several with commas.")
     if len(set(options.workdir)) < len(options.workdir):
         raise UserError(f"--workdir={','.join(options.workdir)} names a folder twice: give each one once.")
-    plans.check_names(options.methods, METHODS, "method")
+    plans.check_names(options.strategies, STRATEGIES, "strategy")
     plans.check_names(options.modes, MODES, "mode")
     plans.check_names([options.params], PARAMS, "choice of --params")
-    if not options.methods or not options.modes:
-        raise UserError("There is nothing to evaluate: give at least one of --methods and one of --modes.")
+    if not options.strategies or not options.modes:
+        raise UserError("There is nothing to evaluate: give at least one of --strategies and one of --modes.")
     for budget in options.budgets:
         if not budget.strip().isdecimal():
             raise UserError(f"--budgets has {budget!r}: give whole numbers of tokens with commas, as in 300,1000.")
@@ -123,8 +123,8 @@ def common_problems(contestants: Sequence[Contestant], configs: Sequence[Any], s
     return jax.tree.map(lambda x: x[chosen], problems)
 
 
-def common_budgets(contestants: Sequence[Contestant], methods: Sequence[str]) -> list[int]:
-    possible = [plans.possible_budgets(one.task, one.search, methods) for one in contestants]
+def common_budgets(contestants: Sequence[Contestant], strategies: Sequence[str]) -> list[int]:
+    possible = [plans.possible_budgets(one.task, one.search, strategies) for one in contestants]
     return list(max(possible, key=min))
 
 
@@ -132,11 +132,11 @@ def run(contestants, planned, problems, seeds: int, batch_size: int, about: dict
     """All rows, each printed and saved as soon as it is known."""
     rows: list[Row] = []
     with Progress("row", total=sum(map(len, planned)), seconds_between_lines=0.0) as progress:
-        for one, methods in zip(contestants, planned, strict=True):
-            for row in evaluate(one, problems, methods, seeds, batch_size):
+        for one, strategies in zip(contestants, planned, strict=True):
+            for row in evaluate(one, problems, strategies, seeds, batch_size):
                 rows.append(row)
                 report.write_json(os.path.join(output, report.JSON), rows, about)
-                named = " ".join(filter(None, [row.run, row.method.name, row.method.mode, row.method.knob_text]))
+                named = " ".join(filter(None, [row.run, row.strategy.name, row.strategy.mode, row.strategy.knob_text]))
                 progress.update(len(rows), f"{named}: solved {row.rate.estimate:.3f} {row.rate}")
     return rows
 

@@ -16,7 +16,7 @@ from absl import flags
 from alphallm.config import run_main
 from alphallm.display import make_console, print_table
 from alphallm.errors import UserError
-from alphallm.evaluation import MODES, Method, compare, methods, plans, report, tree_page
+from alphallm.evaluation import MODES, Strategy, compare, plans, report, strategies, tree_page
 from alphallm.models import LanguageModel
 from alphallm.search import CERTAIN, SearchConfig, best_answer, search
 from alphallm.tasks import make_task
@@ -50,14 +50,14 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     problem = jax.tree.map(lambda x: np.asarray(x)[None], task.problem(arguments[0]))
     model = LanguageModel(config.model, task.vocabulary.size)
     simulations = options.simulations or config.evaluation.num_simulations
-    method = plans.with_simulations(config.search, "search", options.mode, simulations)
+    strategy = plans.with_simulations(config.search, "search", options.mode, simulations)
     verified_B = np.array([options.mode == "verified"])
-    grown = jax.jit(functools.partial(grow, model, task, method.search, config.targets))
+    grown = jax.jit(functools.partial(grow, model, task, strategy.search, config.targets))
     tree, best, planned = jax.device_get(grown(params, problem, verified_B, np.int32(options.seed)))
 
     console = make_console()
     say = functools.partial(console.print, markup=False, soft_wrap=True)
-    how = f"{method.knob_text} candidates · {options.mode}"
+    how = f"{strategy.knob_text} candidates · {options.mode}"
     spent = f"{int(tree.tokens_generated_B[0])} tokens generated, {int(tree.expanded_BN.sum())} nodes expanded"
     say(f"{arguments[0]} · {how}")
     say(spent)
@@ -66,7 +66,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         answer = best
     else:
         say("The tree holds no finished answer; this is the model's likeliest one, without a search:")
-        greedy = Method("greedy", "both", 0, SearchConfig())
+        greedy = Strategy("greedy", "both", 0, SearchConfig())
         answer, _ = compare.solve_all(model, task, greedy, params, problem, batch_size=1)
         say("\n".join(report.answer_text(task, answer, 0)))
     said = verdict(task, problem, answer)
@@ -139,7 +139,7 @@ def _candidate(task: Any, tree: Any, node: int, k: Any) -> dict[str, object]:
 
 def verdict(task: Any, problem: Any, answer: Any) -> str:
     """What the verifier says, in words."""
-    judged = jax.jit(functools.partial(methods.judge, task))(problem, answer.tokens_BDL, answer.length_BD)
+    judged = jax.jit(functools.partial(strategies.judge, task))(problem, answer.tokens_BDL, answer.length_BD)
     reward, done, legal = (np.asarray(x)[0] for x in judged)
     if reward > 0:
         return "The verifier accepts it."

@@ -2,7 +2,7 @@
 
 python -m alphallm.train --config=configs/debug.py --workdir=runs/debug
 
-Expect: every method solves the puzzle in the last table, greedy decoding included.
+Expect: every strategy solves the puzzle in the last table, greedy decoding included.
 """
 
 from alphallm.models import ModelConfig

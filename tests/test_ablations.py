@@ -39,7 +39,7 @@ def test_training_on_best_of_n_imitates_right_chains_alone(monkeypatch):
         right_B = tokens_BDL[:, 0, 0] % 3 == 0
         return right_B.astype(jnp.float32), None, right_B
 
-    monkeypatch.setattr(best_of_n.methods, "judge", judge)
+    monkeypatch.setattr(best_of_n.strategies, "judge", judge)
     monkeypatch.setattr(best_of_n.chains, "sample", all_finished)
     trainer = best_of_n.BestOfNTrainer(CONFIG)
     state = trainer.initial_state()

@@ -10,8 +10,8 @@ from alphallm.display import Progress, duration, print_table
 def test_a_table_shows_every_cell_as_it_is():
     out = io.StringIO()
     rows = [
-        {"method": "search [32]", "rate": 0.91234, "interval": "[0.89, 0.93]"},
-        {"method": "greedy", "rate": None, "interval": "", "knob": 8},
+        {"strategy": "search [32]", "rate": 0.91234, "interval": "[0.89, 0.93]"},
+        {"strategy": "greedy", "rate": None, "interval": "", "knob": 8},
     ]
     print_table("solve rates", rows, Console(file=out, width=100))
     text = out.getvalue()

@@ -12,7 +12,7 @@ import pytest
 from alphallm import evaluate
 from alphallm.config import to_dict
 from alphallm.errors import UserError
-from alphallm.evaluation import METHODS, MODES
+from alphallm.evaluation import MODES, STRATEGIES
 from alphallm.models import LanguageModel, ModelConfig
 from alphallm.models.export import export_weights
 from alphallm.search import SearchConfig
@@ -39,8 +39,8 @@ def exported(folder, task=TASK, seed=0):
 
 def options(workdirs, **changed):
     values = {
-        "workdir": workdirs, "split": "test", "methods": list(METHODS), "budgets": [], "modes": list(MODES), "seeds": 1,
-        "num_problems": 0, "params": "average", "batch_size": 64, "output": "",
+        "workdir": workdirs, "split": "test", "strategies": list(STRATEGIES), "budgets": [], "modes": list(MODES),
+        "seeds": 1, "num_problems": 0, "params": "average", "batch_size": 64, "output": "",
     }  # fmt: skip
     assert changed.keys() <= values.keys()
     return types.SimpleNamespace(**{**values, **changed})
@@ -59,14 +59,14 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         evaluate.report, "write_json", lambda path, rows, about: (written.append(len(rows)), write(path, rows, about))
     )
-    asked = {"methods": ["greedy", "best_of_n"], "modes": ["verified"], "budgets": ["16"]}
+    asked = {"strategies": ["greedy", "best_of_n"], "modes": ["verified"], "budgets": ["16"]}
     run(monkeypatch, workdirs, num_problems=5, seeds=2, **asked)
     shown = capsys.readouterr().out
     assert written == [1, 2, 3, 4]  # a stopped comparison keeps what it has
     assert "row 1/4" in shown
     assert "Paired differences" in shown
     content = json.loads((tmp_path / "a" / "evaluation.json").read_text())
-    assert [(row["run"], row["method"], row["knob"]) for row in content["rows"]] == [
+    assert [(row["run"], row["strategy"], row["knob"]) for row in content["rows"]] == [
         ("a", "greedy", ""), ("a", "best_of_n", "N=2"), ("b", "greedy", ""), ("b", "best_of_n", "N=2"),
     ]  # fmt: skip
     assert [len(row["solved_by_seed_and_problem"]) for row in content["rows"]] == [1, 2, 1, 2]
@@ -77,12 +77,12 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     assert evaluate.compare._program.cache_info().misses == 2  # equal models and tasks are compiled once
 
 
-def test_a_budget_that_is_too_small_for_a_method_leaves_its_row_out(tmp_path, monkeypatch, capsys):
+def test_a_budget_that_is_too_small_for_a_strategy_leaves_its_row_out(tmp_path, monkeypatch, capsys):
     planned = []
     monkeypatch.setattr(evaluate, "run", lambda contestants, plan, *_: planned.extend(plan))
     monkeypatch.setattr(evaluate, "show", lambda *_: None)
-    run(monkeypatch, [exported(tmp_path / "a")], methods=["best_of_n", "search"], budgets=["72", "50"])
-    assert {(budget, method.name) for budget, method in planned[0]} == {
+    run(monkeypatch, [exported(tmp_path / "a")], strategies=["best_of_n", "search"], budgets=["72", "50"])
+    assert {(budget, strategy.name) for budget, strategy in planned[0]} == {
         (50, "best_of_n"), (72, "best_of_n"), (72, "search")
     }  # fmt: skip
     assert "a: search needs 72 generated tokens a problem, so it is left out at 50." in capsys.readouterr().out
@@ -91,17 +91,17 @@ def test_a_budget_that_is_too_small_for_a_method_leaves_its_row_out(tmp_path, mo
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"methods": ["greedy", "serch"]}, "Unknown method 'serch': give one or more of greedy, .*search"),
+        ({"strategies": ["greedy", "serch"]}, "Unknown strategy 'serch': give one or more of greedy, .*search"),
         ({"modes": ["blind"]}, "Unknown mode 'blind'.*value_only"),
         ({"budgets": ["300", "much"]}, "--budgets has 'much'"),
         ({"budgets": ["7"]}, "greedy can not be run within 7 .* smallest budget is 8"),
-        ({"budgets": ["50"], "methods": ["search"]}, "search can not be run within 50 .* smallest budget is 72"),
+        ({"budgets": ["50"], "strategies": ["search"]}, "search can not be run within 50 .* smallest budget is 72"),
         ({"seeds": 0}, "--seeds=0"),
         ({"batch_size": 0}, "--batch_size=0"),
         ({"split": "tset"}, "Unknown split 'tset'"),
         ({"num_problems": 10**6}, "--num_problems=1000000, but the split 'test' has"),
         ({"params": "best"}, "Unknown choice of --params 'best'"),
-        ({"methods": []}, "nothing to evaluate"),
+        ({"strategies": []}, "nothing to evaluate"),
     ],
 )
 def test_wrong_options_are_told_before_anything_runs(tmp_path, monkeypatch, changed, words):

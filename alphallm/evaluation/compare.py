@@ -1,4 +1,4 @@
-"""Runs methods at budgets over problems and seeds, on the host side of the compiled functions in `methods`."""
+"""Runs strategies at budgets over problems and seeds, on the host side of the compiled functions in `strategies`."""
 
 import dataclasses
 import functools
@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from alphallm.errors import UserError
-from alphallm.evaluation import intervals, methods, plans
-from alphallm.evaluation.methods import Result
-from alphallm.evaluation.plans import Method
+from alphallm.evaluation import intervals, plans, strategies
+from alphallm.evaluation.plans import Strategy
+from alphallm.evaluation.strategies import Result
 from alphallm.models import LanguageModel
 from alphallm.search import SearchConfig
 from alphallm.types import Problem
@@ -36,7 +36,7 @@ class Row:
     """One line of the comparison: outcomes [S, B] over seeds and problems, and the mean spend on a problem."""
 
     run: str
-    method: Method
+    strategy: Strategy
     budget: int | None  # None for greedy, which has no knob.
     solved_SB: np.ndarray  # float32: the verifier's reward.
     illegal_SB: np.ndarray  # float32: 1 where the answer breaks a rule or is not complete.
@@ -51,10 +51,10 @@ class Row:
 
 
 class _Program:
-    """One method's compiled function for one batch size. Compiled apart from its first call, which is timed."""
+    """One strategy's compiled function for one batch size. Compiled apart from its first call, which is timed."""
 
-    def __init__(self, model: LanguageModel, task, program: Method):
-        self._function = jax.jit(functools.partial(methods.answer, model, task, program))
+    def __init__(self, model: LanguageModel, task, program: Strategy):
+        self._function = jax.jit(functools.partial(strategies.answer, model, task, program))
         self._compiled: Callable[..., Result] | None = None
 
     def __call__(self, *arguments) -> tuple[Result, float]:
@@ -67,30 +67,36 @@ class _Program:
 
 
 @functools.lru_cache(maxsize=64)
-def _program(model: LanguageModel, task, program: Method, batch_size: int) -> _Program:
+def _program(model: LanguageModel, task, program: Strategy, batch_size: int) -> _Program:
     del batch_size  # Part of the key: a compiled function has one batch size.
     return _Program(model, task, program)
 
 
 def solve_all(
-    model: LanguageModel, task, method: Method, params, problems: Problem, seed: int = 0, batch_size: int = BATCH_SIZE
+    model: LanguageModel,
+    task,
+    strategy: Strategy,
+    params,
+    problems: Problem,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[Result, float]:
     """Answers problems in batches of one fixed size: the results, and the seconds they took without compilation.
 
-    Everything is compiled once for each model, task, method and batch size, over all calls. The results do not depend
+    Everything is compiled once for each model, task, strategy and batch size, over all calls. The results do not depend
     on the batch size.
     """
     number = len(problems.index)
     if number == 0:
         raise UserError("There are no problems to solve: give a split or a number of problems that is not empty.")
     params = jax.device_put(params, jax.local_devices()[0])
-    program = _program(model, task, methods.program(method), batch_size)
+    program = _program(model, task, strategies.program(strategy), batch_size)
     results, seconds = [], 0.0
     for start in range(0, number, batch_size):
         # The last batch is filled up with its last problem.
         index = np.minimum(np.arange(start, start + batch_size), number - 1)
         batch = jax.tree.map(lambda x, index=index: np.asarray(x)[index], problems)
-        result, took = program(params, batch, np.int32(seed), methods.switches(method))
+        result, took = program(params, batch, np.int32(seed), strategies.switches(strategy))
         results.append(jax.tree.map(lambda x, start=start: x[: number - start], result))
         seconds += took
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results), seconds
@@ -98,14 +104,14 @@ def solve_all(
 
 def plan_all(
     contestant: Contestant, names: Sequence[str], modes: Sequence[str], budgets: Sequence[int]
-) -> list[tuple[int | None, Method]]:
-    """The methods to run, each with the smallest budget that gives it.
+) -> list[tuple[int | None, Strategy]]:
+    """The strategies to run, each with the smallest budget that gives it.
 
-    A budget that is too small for a method is left out, and said to be; UserError where all are.
+    A budget that is too small for a strategy is left out, and said to be; UserError where all are.
     """
-    planned: dict[Method, int | None] = {}
+    planned: dict[Strategy, int | None] = {}
     for name in names:
-        plans.check_names([name], plans.METHODS, "method")
+        plans.check_names([name], plans.STRATEGIES, "strategy")
         smallest = plans.smallest_budget(contestant.task, contestant.search, name)
         enough = [budget for budget in sorted(budgets) if budget >= smallest]
         if len(enough) < len(budgets) and enough:
@@ -113,34 +119,36 @@ def plan_all(
             print(f"{contestant.run}: {name} needs {smallest} generated tokens a problem, so it is left out at {few}.")
         for mode in modes:
             for budget in enough or budgets:  # of which `plan` says that they are too small.
-                method = plans.plan(contestant.task, contestant.search, name, mode, budget)
-                if method is not None:
-                    planned.setdefault(method, None if name == "greedy" else budget)
-    return [(budget, method) for method, budget in planned.items()]
+                strategy = plans.plan(contestant.task, contestant.search, name, mode, budget)
+                if strategy is not None:
+                    planned.setdefault(strategy, None if name == "greedy" else budget)
+    return [(budget, strategy) for strategy, budget in planned.items()]
 
 
 def evaluate(
     contestant: Contestant,
     problems: Problem,
-    planned: Sequence[tuple[int | None, Method]],
+    planned: Sequence[tuple[int | None, Strategy]],
     seeds: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Row]:
-    """Yields one row for each planned method as soon as it is known. Greedy needs one seed only."""
+    """Yields one row for each planned strategy as soon as it is known. Greedy needs one seed only."""
     batch_size = min(batch_size, len(problems.index))
-    for budget, method in planned:
+    for budget, strategy in planned:
         runs = [
-            solve_all(contestant.model, contestant.task, method, contestant.params, problems, seed, batch_size)
-            for seed in range(1 if method.name == "greedy" else seeds)
+            solve_all(contestant.model, contestant.task, strategy, contestant.params, problems, seed, batch_size)
+            for seed in range(1 if strategy.name == "greedy" else seeds)
         ]
-        yield _row(contestant, budget, method, [result for result, _ in runs], [seconds for _, seconds in runs])
+        yield _row(contestant, budget, strategy, [result for result, _ in runs], [seconds for _, seconds in runs])
 
 
-def _row(contestant: Contestant, budget, method: Method, results: Sequence[Result], seconds: Sequence[float]) -> Row:
+def _row(
+    contestant: Contestant, budget, strategy: Strategy, results: Sequence[Result], seconds: Sequence[float]
+) -> Row:
     stacked: Any = jax.tree.map(lambda *parts: np.stack(parts), *results)
     return Row(
         run=contestant.run,
-        method=method,
+        strategy=strategy,
         budget=budget,
         solved_SB=stacked.reward_B,
         illegal_SB=1.0 - stacked.legal_B.astype(np.float32),

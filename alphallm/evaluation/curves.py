@@ -10,7 +10,7 @@ _PREFIX = "validation/"
 
 
 def read_curves(folder: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Solve rate by method along a run's ticks, from its metrics.jsonl: {method: (ticks, rates)}."""
+    """Solve rate by strategy along a run's ticks, from its metrics.jsonl: {strategy: (ticks, rates)}."""
     path = os.path.join(folder, "metrics.jsonl")
     if not os.path.exists(path):
         raise UserError(f"{path!r} does not exist: give the folder of a run that was evaluated at least once.")
@@ -38,13 +38,13 @@ def plot_training(folders: Sequence[str], path: str | None = None):
     runs = [read_curves(folder) for folder in folders]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for number, method in enumerate(runs[0]):
-        columns = [run[method] for run in runs if method in run]
+    for number, strategy in enumerate(runs[0]):
+        columns = [run[strategy] for run in runs if strategy in run]
         length = min(len(ticks) for ticks, _ in columns)
         ticks = columns[0][0][:length]
         rates = np.array([rates[:length] for _, rates in columns])
         color = f"C{number}"
-        axes.plot(ticks, rates.mean(0), color=color, marker="o", markersize=3, label=method)
+        axes.plot(ticks, rates.mean(0), color=color, marker="o", markersize=3, label=strategy)
         if len(columns) > 1:
             axes.fill_between(ticks, rates.min(0), rates.max(0), color=color, alpha=0.2, linewidth=0)
     axes.set(

@@ -1,4 +1,4 @@
-"""From a budget to a method's knob: a budget is the largest number of tokens generated for one problem."""
+"""From a budget to a strategy's knob: a budget is the largest number of tokens generated for one problem."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from alphallm.search import SearchConfig
 SAMPLED = ("best_of_n", "majority", "weighted")
 BEAMS = ("value_greedy", "beam", "dvts")
 SEARCHES = ("search", "puct", "depth_first", "search_listed", "search_uniform")
-METHODS = ("greedy", *SAMPLED, *BEAMS, *SEARCHES)
-DEFAULT_METHODS = ("greedy", "best_of_n", "majority", "value_greedy", "search", "search_uniform")
+STRATEGIES = ("greedy", *SAMPLED, *BEAMS, *SEARCHES)
+DEFAULT_STRATEGIES = ("greedy", "best_of_n", "majority", "value_greedy", "search", "search_uniform")
 _VERIFIED_ONLY = ("search_listed", "search_uniform")
 _POLICIES: dict[str, Literal["puct", "depth_first"]] = {"puct": "puct", "depth_first": "depth_first"}
 MODES = ("verified", "value_only")
@@ -19,10 +19,10 @@ DEFAULT_BUDGETS = (300, 1000, 3000)
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """A method with its knob set: all that its compiled function depends on."""
+class Strategy:
+    """A strategy with its knob set: all that its compiled function depends on."""
 
-    name: str  # one of METHODS.
+    name: str  # one of STRATEGIES.
     mode: str  # one of MODES; "both" for greedy, which has nothing to choose.
     knob: int  # sampled chains, candidates of value_greedy, beams of others, simulations of a search.
     search: SearchConfig  # of a search, with the knob as its number of simulations; of others, what they use of it.
@@ -42,14 +42,14 @@ class Method:
         return f"{self.knob} simulations x {width}"
 
 
-def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Method | None:
-    """The method with the largest knob whose worst case stays within `budget`; None where it has no such mode.
+def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strategy | None:
+    """The strategy with the largest knob whose worst case stays within `budget`; None where it has no such mode.
 
     A chain costs at most D*L tokens, an expansion K*L. A search keeps D*L for the greedy answer that it falls back to.
     Listed steps are run through the model as if it had written them, and count like it;
     `search_uniform`, which has no model, gets the simulations of `search`.
     """
-    check_names([name], METHODS, "method")
+    check_names([name], STRATEGIES, "strategy")
     check_names([mode], MODES, "mode")
     search = for_mode(search, mode)
     if name in _VERIFIED_ONLY and mode != "verified":
@@ -60,7 +60,7 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Metho
             f"{name} can not be run within {budget} generated tokens a problem: the smallest budget is {smallest}."
         )
     if name == "greedy":
-        return Method("greedy", "both", 0, SearchConfig())
+        return Strategy("greedy", "both", 0, SearchConfig())
     if name in SEARCHES:
         root, later = _expansions(task, search, name)
         return with_simulations(search, name, mode, (budget - _chain(task) - root) // later)
@@ -70,28 +70,28 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Metho
         # The first step is proposed for one beam, the others for each.
         first = search.num_candidates * task.max_step
         later = (task.max_steps - 1) * first
-        return Method(name, mode, (budget - first) // later if later else 1, SearchConfig(**used))
-    return Method(name, mode, budget // _chain(task), SearchConfig(**used))
+        return Strategy(name, mode, (budget - first) // later if later else 1, SearchConfig(**used))
+    return Strategy(name, mode, budget // _chain(task), SearchConfig(**used))
 
 
-def with_simulations(search: SearchConfig, name: str, mode: str, simulations: int) -> Method:
+def with_simulations(search: SearchConfig, name: str, mode: str, simulations: int) -> Strategy:
     """A search with a given number of simulations, whatever it costs; without noise at the root."""
     proposer = "listed" if name in _VERIFIED_ONLY else for_mode(search, mode).proposer
     config = dataclasses.replace(search, num_simulations=simulations, dirichlet_fraction=0.0, proposer=proposer)
     if name in _POLICIES:
         config = dataclasses.replace(config, policy=_POLICIES[name])
-    return Method(name, mode, simulations, config)
+    return Strategy(name, mode, simulations, config)
 
 
 def smallest_budget(task, search: SearchConfig, name: str) -> int:
-    """The smallest budget of a method: one chain, one beam, or a root and one simulation."""
+    """The smallest budget of a strategy: one chain, one beam, or a root and one simulation."""
     if name in ("beam", "dvts"):
         return _chain(task) * search.num_candidates
     return _chain(task) + (sum(_expansions(task, search, name)) if name in SEARCHES else 0)
 
 
 def possible_budgets(task, search: SearchConfig, names: Sequence[str]) -> tuple[int, ...]:
-    """The default budgets, without those that are too small for one of the methods."""
+    """The default budgets, without those that are too small for one of the strategies."""
     least = max(smallest_budget(task, search, name) for name in names)
     return tuple(budget for budget in DEFAULT_BUDGETS if budget >= least) or (least,)
 

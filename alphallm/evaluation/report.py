@@ -10,7 +10,7 @@ import jax
 from alphallm.errors import UserError
 from alphallm.evaluation import intervals
 from alphallm.evaluation.compare import Row
-from alphallm.evaluation.methods import Result
+from alphallm.evaluation.strategies import Result
 
 JSON, FIGURE = "evaluation.json", "evaluation.png"
 
@@ -20,10 +20,10 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, object]]:
     return [
         {
             "run": row.run,
-            "method": row.method.name,
-            "mode": row.method.mode,
+            "strategy": row.strategy.name,
+            "mode": row.strategy.mode,
             "budget": row.budget,
-            "knob": row.method.knob_text,
+            "knob": row.strategy.knob_text,
             "solved": row.rate.estimate,
             "95 %": str(row.rate),
             "illegal": float(row.illegal_SB.mean()),
@@ -37,17 +37,17 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, object]]:
 
 
 def differences(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Paired differences on the same problems: between runs for each method, and to best_of_n within a run."""
+    """Paired differences on the same problems: between runs for each strategy, and to best_of_n within a run."""
     found = []
     for at, row in enumerate(rows):
         for other in rows[:at]:
-            if (row.method, row.budget) == (other.method, other.budget):
-                found.append(_difference(row, other, f"{row.run} - {other.run}", row.method.name))
+            if (row.strategy, row.budget) == (other.strategy, other.budget):
+                found.append(_difference(row, other, f"{row.run} - {other.run}", row.strategy.name))
     for row in rows:
         for other in rows:
-            same = (row.run, row.method.mode, row.budget) == (other.run, other.method.mode, other.budget)
-            if same and other.method.name == "best_of_n" and row.method.name != "best_of_n":
-                found.append(_difference(row, other, f"{row.method.name} - best_of_n", row.run))
+            same = (row.run, row.strategy.mode, row.budget) == (other.run, other.strategy.mode, other.budget)
+            if same and other.strategy.name == "best_of_n" and row.strategy.name != "best_of_n":
+                found.append(_difference(row, other, f"{row.strategy.name} - best_of_n", row.run))
     return found
 
 
@@ -56,7 +56,7 @@ def _difference(row: Row, other: Row, what: str, where: str) -> dict[str, object
     return {
         "difference": what,
         "of": where,
-        "mode": row.method.mode,
+        "mode": row.strategy.mode,
         "budget": row.budget,
         "solved": interval.estimate,
         "95 %": str(interval),
@@ -86,7 +86,7 @@ def write_json(path: str | os.PathLike, rows: Sequence[Row], about: Mapping[str,
 
 
 def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "") -> None:
-    """Draws solve rate against generated tokens (log), one line for each run, method and mode, with 95 % intervals."""
+    """Draws solve rate against generated tokens (log), a line for each run, strategy and mode, with 95 % intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,9 +94,9 @@ def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "") -> None:
 
     lines: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        lines.setdefault((row.run, row.method.name, row.method.mode), []).append(row)
+        lines.setdefault((row.run, row.strategy.name, row.strategy.mode), []).append(row)
     runs = list(dict.fromkeys(row.run for row in rows))
-    names = list(dict.fromkeys(row.method.name for row in rows))
+    names = list(dict.fromkeys(row.strategy.name for row in rows))
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for (run, name, mode), members in lines.items():
         members = sorted(members, key=lambda row: row.tokens_SB.mean())

@@ -119,7 +119,7 @@ class Trainer:
 def train(
     config: Config, workdir: str, console=None, make_trainer: Callable[[Config], Trainer] = Trainer
 ) -> dict[str, float]:
-    """Runs or continues the run in `workdir` to its end; returns the last evaluation, {method: solve rate}.
+    """Runs or continues the run in `workdir` to its end; returns the last evaluation, {strategy: solve rate}.
 
     `make_trainer` is for studies that change what an iteration does. Raises UserError where the folder holds a run of
     another config, or the loss is no longer a number.

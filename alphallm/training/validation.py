@@ -9,7 +9,7 @@ import numpy as np
 
 from alphallm import decode
 from alphallm.evaluation import chains, compare, plans
-from alphallm.evaluation.plans import Method
+from alphallm.evaluation.plans import Strategy
 from alphallm.models import LanguageModel
 from alphallm.search import SearchConfig
 from alphallm.tasks import data
@@ -32,9 +32,9 @@ class Validation:
         self.model, self.task, self.texts = model, task, texts
         self.problems = data.load_problems(task, texts)
         search, simulations = config.search, config.evaluation.num_simulations
-        self.methods = {
-            "greedy": Method("greedy", "both", 0, SearchConfig()),
-            "value greedy": Method("value_greedy", "verified", search.num_candidates, SearchConfig()),
+        self.strategies = {
+            "greedy": Strategy("greedy", "both", 0, SearchConfig()),
+            "value greedy": Strategy("value_greedy", "verified", search.num_candidates, SearchConfig()),
             "search": plans.with_simulations(search, "search", "verified", simulations),
             "search, value only": plans.with_simulations(search, "search", "value_only", simulations),
         }
@@ -49,10 +49,10 @@ class Validation:
         return float(self._kl(params, reference, self.problems))
 
     def __call__(self, params) -> tuple[dict[str, float], list[Sample]]:
-        """Solve rates by method, and samples of the search's answers."""
+        """Solve rates by strategy, and samples of the search's answers."""
         results = {
-            name: compare.solve_all(self.model, self.task, method, params, self.problems)[0]
-            for name, method in self.methods.items()
+            name: compare.solve_all(self.model, self.task, strategy, params, self.problems)[0]
+            for name, strategy in self.strategies.items()
         }
         rates = {name: float(np.mean(result.reward_B)) for name, result in results.items()}
         return rates, self._samples(results["search"])

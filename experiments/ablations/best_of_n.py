@@ -18,7 +18,7 @@ from alphallm import decode
 from alphallm import train as command
 from alphallm.config import apply_overrides, load_config, run_main
 from alphallm.errors import UserError
-from alphallm.evaluation import chains, methods
+from alphallm.evaluation import chains, strategies
 from alphallm.training import learner, replay
 from alphallm.training.config import Config
 from alphallm.training.learner import AXIS, Chain
@@ -48,7 +48,7 @@ def sample_pairs(model, task, config: Config, params, problem: Problem, key_B):
     key_BJ = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(num)))(key_B)
     prefix = decode.prefill(model, params, problem)
     drawn = chains.sample(model, task, params, problem, prefix, key_BJ, temperature=1.0)
-    judge = functools.partial(methods.judge, task, problem)
+    judge = functools.partial(strategies.judge, task, problem)
     reward_BJ, _, legal_BJ = jax.vmap(judge, in_axes=1, out_axes=1)(drawn.tokens_BJDL, drawn.length_BJD)
     reward_BJ = jnp.where(drawn.finished_BJ, reward_BJ, 0.0)
     # Keys differ from chain to chain, so the order is random; the right ones come first in the other.

@@ -101,7 +101,7 @@ def train(name: str, base: str, folder: str, overrides: dict[str, Any]) -> None:
 
 
 def evaluated(folder: str, num_problems: int) -> dict[str, list[float]]:
-    """Reward on each validation problem by method, from the run's folder if it is known there already."""
+    """Reward on each validation problem by strategy, from the run's folder if it is known there already."""
     path = os.path.join(folder, f"ablation_{num_problems or 'all'}.json")
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
@@ -119,8 +119,8 @@ def evaluated(folder: str, num_problems: int) -> dict[str, list[float]]:
         LanguageModel(config.model, task.vocabulary.size), task, config, texts[: num_problems or len(texts)]
     )
     solved = {
-        name: compare.solve_all(validation.model, task, method, params, validation.problems)[0].reward_B.tolist()
-        for name, method in validation.methods.items()
+        name: compare.solve_all(validation.model, task, strategy, params, validation.problems)[0].reward_B.tolist()
+        for name, strategy in validation.strategies.items()
     }
     with open(path, "w", encoding="utf-8") as file:
         json.dump(solved, file)
@@ -142,7 +142,7 @@ def report(outcomes: dict[str, dict[str, Any]], folder: str, base: str, common: 
 
 
 def table(outcomes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each ablation and method: solve rate and paired difference from the first ablation, with intervals.
+    """A row for each ablation and strategy: solve rate and paired difference from the first ablation, with intervals.
 
     Differences are taken over the seeds that both have, and their intervals over problems; `by_seed` shows how much of
     a difference is the seed's.
@@ -156,19 +156,19 @@ def table(outcomes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     reference, rows = next(iter(outcomes)), []
     for name, by_seed in outcomes.items():
         shared = [seed for seed in by_seed if seed in outcomes[reference]]
-        for method in next(iter(by_seed.values())):
-            solved_SB = np.array([by_seed[seed][method] for seed in by_seed])
-            row = {"ablation": name, "method": method, "by_seed": solved_SB.mean(1).tolist()}
+        for strategy in next(iter(by_seed.values())):
+            solved_SB = np.array([by_seed[seed][strategy] for seed in by_seed])
+            row = {"ablation": name, "strategy": strategy, "by_seed": solved_SB.mean(1).tolist()}
             row |= dataclasses.asdict(intervals.solve_rate(solved_SB))
             if name != reference and shared:
-                pair = [np.array([one[seed][method] for seed in shared]) for one in (by_seed, outcomes[reference])]
+                pair = [np.array([one[seed][strategy] for seed in shared]) for one in (by_seed, outcomes[reference])]
                 row["difference"] = dataclasses.asdict(intervals.paired_difference(*pair))
             rows.append(row)
     return rows
 
 
 def printed(rows: list[dict[str, Any]]) -> list[dict[str, object]]:
-    """One line for each ablation: "rate [low, high]" and the difference, by method."""
+    """One line for each ablation: "rate [low, high]" and the difference, by strategy."""
     lines: dict[str, dict[str, object]] = {}
     for row in rows:
         line = lines.setdefault(row["ablation"], {"ablation": row["ablation"], "seeds": len(row["by_seed"])})
@@ -176,7 +176,7 @@ def printed(rows: list[dict[str, Any]]) -> list[dict[str, object]]:
         if "difference" in row:
             gap = row["difference"]
             text += f" {gap['estimate']:+.3f}{'*' if gap['low'] > 0 or gap['high'] < 0 else ''}"
-        line[row["method"]] = text
+        line[row["strategy"]] = text
     return list(lines.values())
 
 
@@ -184,11 +184,11 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["ablation"] for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure = Figure(figsize=(3 * len(methods), 1.2 + 0.3 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
-    for axes, method in zip(panels, methods, strict=True):
-        here = [row for row in rows if row["method"] == method]
+    strategies = list(dict.fromkeys(row["strategy"] for row in rows))
+    figure = Figure(figsize=(3 * len(strategies), 1.2 + 0.3 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(strategies), sharey=True, squeeze=False)[0]
+    for axes, strategy in zip(panels, strategies, strict=True):
+        here = [row for row in rows if row["strategy"] == strategy]
         places = [names.index(row["ablation"]) for row in here]
         rates = [row["estimate"] for row in here]
         spread = [[r["estimate"] - r["low"] for r in here], [r["high"] - r["estimate"] for r in here]]
@@ -196,7 +196,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
         for row, place in zip(here, places, strict=True):
             axes.plot(row["by_seed"], [place] * len(row["by_seed"]), "|", color="C1", markersize=8)
         axes.axvline(rates[0], color="0.7", linewidth=1, zorder=0)
-        axes.set(title=method, xlim=(0, 1), xlabel="solve rate", yticks=range(len(names)), yticklabels=names)
+        axes.set(title=strategy, xlim=(0, 1), xlabel="solve rate", yticks=range(len(names)), yticklabels=names)
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=150)

@@ -46,8 +46,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         "warm_start": ([os.path.join(runs[0], "warm_start")], "greedy,value_greedy,search"),
     }
     outputs = [os.path.join(options.results, name) for name in compared]
-    for output, (judged, methods) in zip(outputs, compared.values(), strict=True):
-        which = [f"--workdir={','.join(judged)}", "--split=test", f"--methods={methods}", BUDGETS]
+    for output, (judged, strategies) in zip(outputs, compared.values(), strict=True):
+        which = [f"--workdir={','.join(judged)}", "--split=test", f"--strategies={strategies}", BUDGETS]
         _run("alphallm.evaluate", *which, f"--output={output}")
     from alphallm.evaluation.curves import plot_training
 
@@ -60,18 +60,28 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
 
 def table_of(paths: list[str]) -> str:
-    """A line for each method, mode and budget, with means over seeds and problems."""
+    """A line for each strategy, mode and budget, with means over seeds and problems."""
     lines: dict[tuple, list[dict]] = {}
     for path in paths:
         with open(path, encoding="utf-8") as file:
             for row in json.load(file)["rows"]:
                 trained = row["run"] != "warm_start"
-                key = (not trained, row["budget"] or 0, row["mode"], row["method"])
+                key = (not trained, row["budget"] or 0, row["mode"], row["strategy"])
                 lines.setdefault(key, []).append(row)
-    head = ("method", "mode", "knob", "solve rate", "seed by seed", "illegal answers", "tokens", "expansions", "GFLOP")
+    head = (
+        "strategy",
+        "mode",
+        "knob",
+        "solve rate",
+        "seed by seed",
+        "illegal answers",
+        "tokens",
+        "expansions",
+        "GFLOP",
+    )
     out = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
-    for (warm_start, _, mode, method), rows in sorted(lines.items(), key=lambda line: line[0]):
-        if method == "search_uniform":
+    for (warm_start, _, mode, strategy), rows in sorted(lines.items(), key=lambda line: line[0]):
+        if strategy == "search_uniform":
             rows = rows[:1]  # It knows nothing of a run.
             if warm_start:
                 continue
@@ -80,7 +90,7 @@ def table_of(paths: list[str]) -> str:
             for name in ("solved", "illegal", "tokens", "expansions", "FLOPs")
         }
         cells = [
-            f"{method} (warm start)" if warm_start else method,
+            f"{strategy} (warm start)" if warm_start else strategy,
             mode.replace("_", " ").replace("both", "–"),
             rows[0]["knob"] or "–",
             f"{mean['solved']:.1%}",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alphallm import decode
-from alphallm.evaluation import MODES, Method, compare
+from alphallm.evaluation import MODES, Strategy, compare
 from alphallm.search import CERTAIN, SearchConfig
 from tests.search import tabular
 
@@ -103,8 +103,10 @@ def reference(b, width, apart, mode):
 @pytest.mark.parametrize(("name", "width"), [("value_greedy", 1), ("beam", 3), ("dvts", 3), ("beam", 6), ("dvts", 6)])
 def test_equals_plain_python(name, width, mode):
     """Six beams are more than the four candidates of the first step."""
-    method = Method(name, mode, NUM if name == "value_greedy" else width, SearchConfig(num_candidates=NUM, min_p=MIN_P))
-    result = compare.solve_all(MODEL, TASK, method, PARAMS, PROBLEMS)[0]
+    strategy = Strategy(
+        name, mode, NUM if name == "value_greedy" else width, SearchConfig(num_candidates=NUM, min_p=MIN_P)
+    )
+    result = compare.solve_all(MODEL, TASK, strategy, PARAMS, PROBLEMS)[0]
     found = 0
     for b in range(len(SEEDS)):
         answer, tokens, expansions, appended = reference(b, width, name == "dvts", mode)

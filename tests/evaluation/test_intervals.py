@@ -9,7 +9,7 @@ from alphallm.evaluation import intervals
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
     [
-        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), Statistics in Medicine 17, table I, method 3
+        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), Statistics in Medicine 17, table I, strategy 3
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0000, 0.1611),
         (1, 29, 0.0061, 0.1718),
@@ -43,7 +43,7 @@ def test_seeds_that_differ_freely_count_as_problems():
 
 
 def draws(rng, seeds, problems):
-    """Solve rates of problems that differ in difficulty: a method of 0.5 and one of 0.6 on average."""
+    """Solve rates of problems that differ in difficulty: a strategy of 0.5 and one of 0.6 on average."""
     difficulty = rng.beta(0.5, 0.5, problems)
     better = np.minimum(1.0, difficulty + 0.1 * rng.random(problems))
     return (rng.random((seeds, problems)) < better), (rng.random((seeds, problems)) < difficulty)

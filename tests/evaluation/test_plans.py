@@ -6,7 +6,7 @@ import types
 import pytest
 
 from alphallm.errors import UserError
-from alphallm.evaluation import METHODS, plans
+from alphallm.evaluation import STRATEGIES, plans
 from alphallm.search import SearchConfig
 
 TASK = types.SimpleNamespace(max_steps=3, max_step=8, max_legal_steps=36, max_later_steps=18)  # as game24
@@ -52,9 +52,9 @@ def test_a_budget_too_small_names_the_smallest(name, smallest):
 
 
 def test_a_search_has_its_knob_and_no_noise():
-    method = plans.plan(TASK, SEARCH, "search", "verified", 3000)
-    assert method.search == dataclasses.replace(SEARCH, num_simulations=method.knob, dirichlet_fraction=0.0)
-    assert method.knob_text == "22 simulations x 16"
+    strategy = plans.plan(TASK, SEARCH, "search", "verified", 3000)
+    assert strategy.search == dataclasses.replace(SEARCH, num_simulations=strategy.knob, dirichlet_fraction=0.0)
+    assert strategy.knob_text == "22 simulations x 16"
 
 
 @pytest.mark.parametrize("name", ["puct", "depth_first"])
@@ -74,14 +74,14 @@ def test_listing_legal_steps_belongs_to_the_verified_mode():
         assert plans.plan(TASK, SEARCH, name, "value_only", 3000) is None
 
 
-def test_default_budgets_are_those_that_every_method_meets():
-    assert plans.possible_budgets(TASK, SEARCH, METHODS) == (1000, 3000)
+def test_default_budgets_are_those_that_every_strategy_meets():
+    assert plans.possible_budgets(TASK, SEARCH, STRATEGIES) == (1000, 3000)
     assert plans.possible_budgets(TASK, SEARCH, ["search"]) == (300, 1000, 3000)
     wide = dataclasses.replace(SEARCH, num_candidates=60)
-    assert plans.possible_budgets(TASK, wide, METHODS) == (3000,)
+    assert plans.possible_budgets(TASK, wide, STRATEGIES) == (3000,)
     assert plans.possible_budgets(TASK, wide, ["best_of_n"]) == (300, 1000, 3000)
     huge = dataclasses.replace(SEARCH, num_candidates=1000)
-    assert plans.possible_budgets(TASK, huge, METHODS) == (24000,)
+    assert plans.possible_budgets(TASK, huge, STRATEGIES) == (24000,)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import pytest
 
 from alphallm import display
 from alphallm.errors import UserError
-from alphallm.evaluation import Method, Row, intervals, report
+from alphallm.evaluation import Row, Strategy, intervals, report
 from alphallm.search import SearchConfig
 
 
 def row(run, name, mode, solved, budget=100, tokens=50):
     solved = np.atleast_2d(np.asarray(solved, np.float32))
     spent = np.full(solved.shape, tokens)
-    method = Method(name, mode, 4, SearchConfig(num_candidates=8))
-    return Row(run, method, budget, solved, 1 - solved, spent, spent // 5, spent * 1e6, 0.5)
+    strategy = Strategy(name, mode, 4, SearchConfig(num_candidates=8))
+    return Row(run, strategy, budget, solved, 1 - solved, spent, spent // 5, spent * 1e6, 0.5)
 
 
 ROWS = [
@@ -31,12 +31,12 @@ ROWS = [
 def test_a_table_row_has_knob_rate_interval_and_mean_spend():
     table = report.table_rows(ROWS)
     assert list(table[0]) == [
-        "run", "method", "mode", "budget", "knob", "solved", "95 %", "illegal", "tokens", "expansions", "FLOPs",
+        "run", "strategy", "mode", "budget", "knob", "solved", "95 %", "illegal", "tokens", "expansions", "FLOPs",
         "seconds",
     ]  # fmt: skip
     assert table[2] | {"95 %": ""} == {
-        "run": "a", "method": "search", "mode": "verified", "budget": 100, "knob": "4 simulations x 8", "solved": 0.625,
-        "95 %": "", "illegal": 0.375, "tokens": 50.0, "expansions": 10.0, "FLOPs": 5e7, "seconds": 0.5,
+        "run": "a", "strategy": "search", "mode": "verified", "budget": 100, "knob": "4 simulations x 8",
+        "solved": 0.625, "95 %": "", "illegal": 0.375, "tokens": 50.0, "expansions": 10.0, "FLOPs": 5e7, "seconds": 0.5,
     }  # fmt: skip
     assert table[1]["95 %"] == str(intervals.wilson(0.5, 4))
     assert table[0]["knob"] == ""
@@ -57,7 +57,7 @@ def test_json_holds_rows_differences_and_outcomes(tmp_path):
     content = json.loads(path.read_text())
     assert content["split"] == "test"
     assert content["rows"][1]["solved_by_seed_and_problem"] == [[1, 1, 0, 0]]
-    assert [r["method"] for r in content["rows"]] == [r.method.name for r in ROWS]
+    assert [r["strategy"] for r in content["rows"]] == [r.strategy.name for r in ROWS]
     assert len(content["differences"]) == 2
     assert [p.name for p in path.parent.iterdir()] == [report.JSON]
 
@@ -68,7 +68,7 @@ def test_a_place_that_can_not_be_written_to_is_told(tmp_path):
         report.write_json(tmp_path / "file" / report.JSON, ROWS, {})
 
 
-def test_the_figure_has_a_line_for_each_run_method_and_mode(tmp_path, monkeypatch):
+def test_the_figure_has_a_line_for_each_run_strategy_and_mode(tmp_path, monkeypatch):
     from matplotlib import axes
 
     lines = []

@@ -26,7 +26,7 @@ CONFIG = apply_overrides(
 
 
 class OnePuzzle:
-    """In place of `Validation`, whose methods are tested elsewhere and take most of a minute to compile."""
+    """In place of `Validation`, whose strategies are tested elsewhere and take most of a minute to compile."""
 
     def __init__(self, *arguments):
         pass

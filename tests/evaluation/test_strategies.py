@@ -1,4 +1,4 @@
-"""Methods against plain Python, on a task and a model that are tables (see tests/search/tabular.py)."""
+"""Strategies against plain Python, on a task and a model that are tables (see tests/search/tabular.py)."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alphallm import decode
-from alphallm.evaluation import MODES, Method, chains, compare, methods, plans
+from alphallm.evaluation import MODES, Strategy, chains, compare, plans, strategies
 from alphallm.models import LanguageModel, ModelConfig
 from alphallm.search import SearchConfig
 from tests.search import tabular
@@ -28,11 +28,11 @@ NONE = SearchConfig()
 def make(name, mode="verified", knob=None):
     if name in plans.SEARCHES:
         return plans.with_simulations(SEARCH, name, mode, knob or KNOBS[name])
-    return Method(name, mode, knob or KNOBS[name], SearchConfig(num_candidates=4))
+    return Strategy(name, mode, knob or KNOBS[name], SearchConfig(num_candidates=4))
 
 
-def solved(method, problems=PROBLEMS, *, model=MODEL, seed=0, batch_size=12):
-    return compare.solve_all(model, TASK, method, PARAMS, problems, seed, batch_size)[0]
+def solved(strategy, problems=PROBLEMS, *, model=MODEL, seed=0, batch_size=12):
+    return compare.solve_all(model, TASK, strategy, PARAMS, problems, seed, batch_size)[0]
 
 
 @functools.cache
@@ -141,7 +141,7 @@ def test_chains_do_not_depend_on_how_many_there_are_nor_on_chunks(monkeypatch):
     few = sampled(3)
     np.testing.assert_array_equal(drawn.tokens_BJDL[:, :3], few.tokens_BJDL)
     whole = solved(make("best_of_n"))
-    monkeypatch.setattr(methods, "MAX_ROWS", 12 * 4)  # 6 chains in two chunks
+    monkeypatch.setattr(strategies, "MAX_ROWS", 12 * 4)  # 6 chains in two chunks
     compare._program.cache_clear()
     chunked = solved(make("best_of_n"))
     # 5 chains in two chunks of 3: the sixth must not count.
@@ -167,9 +167,9 @@ def test_search_counts_what_it_ran(mode):
     for seed in SEEDS:
         problem = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], PROBLEMS)
         # 5 candidates, so that proposals (5), appended steps (2), prompts (4) and greedy decoding (1) differ in size.
-        method = Method("search", mode, 3, dataclasses.replace(SEARCH, num_candidates=5))
+        strategy = Strategy("search", mode, 3, dataclasses.replace(SEARCH, num_candidates=5))
         calls.clear()
-        result = solved(method, problem, model=model, batch_size=1)
+        result = solved(strategy, problem, model=model, batch_size=1)
         jax.effects_barrier()
         greedy = calls.count(1)
         proposals = calls.count(5)
@@ -184,7 +184,7 @@ def test_search_counts_what_it_ran(mode):
 
 def test_the_spend_on_a_tree_is_a_sum_over_its_nodes():
     searched = tabular.searched(MODEL, TASK, SEARCH, PARAMS, SEEDS, True, True)
-    tokens_B, expansions_B, positions_B = methods.spent_on_tree(searched)
+    tokens_B, expansions_B, positions_B = strategies.spent_on_tree(searched)
     for b in range(len(SEEDS)):
         nodes = np.flatnonzero(searched.expanded_BN[b])
         tokens = sum(int(searched.length_BNK[b, n].sum()) for n in nodes)
@@ -249,5 +249,5 @@ def test_the_worst_case_stays_within_the_budget():
         ("value_greedy", "value_only"), ("best_of_n", "value_only"), ("search", "value_only"),
         ("search_listed", "verified"), ("beam", "value_only"), ("dvts", "value_only"),
     ):  # fmt: skip
-        method = plans.plan(TASK, SEARCH, name, mode, 57)
-        assert 0 < solved(method).tokens_generated_B.max() <= 57
+        strategy = plans.plan(TASK, SEARCH, name, mode, 57)
+        assert 0 < solved(strategy).tokens_generated_B.max() <= 57

@@ -1,7 +1,7 @@
-"""The methods: each answers a batch of problems in one compiled function and says what it spent.
+"""The strategies: each answers a batch of problems in one compiled function and says what it spent.
 
-Two modes. `verified`: the task checks itself, so a method may read the reward of a finished answer and which steps are
-legal. `value_only`: it may read neither; the value head judges finished answers, and some answers are illegal. The
+Two modes. `verified`: the task checks itself, so a strategy may read the reward of a finished answer and which steps
+are legal. `value_only`: it may read neither; the value head judges finished answers, and some answers are illegal. The
 task's `done`, which says only that an answer is complete, is read in both. Scoring is always the verifier's.
 
     greedy          the likeliest token, one chain; nothing to choose, so it is the same in both modes.
@@ -33,7 +33,7 @@ from alphallm import decode
 from alphallm.evaluation import beams
 from alphallm.evaluation import chains as chain_sampling
 from alphallm.evaluation.chains import Chains, where_rows
-from alphallm.evaluation.plans import BEAMS, SAMPLED, SEARCHES, Method
+from alphallm.evaluation.plans import BEAMS, SAMPLED, SEARCHES, Strategy
 from alphallm.models import Hidden, LanguageModel
 from alphallm.search import CERTAIN, SearchConfig, Tree, best_answer, search
 from alphallm.types import KeyValues, Problem, pytree
@@ -45,10 +45,10 @@ MAX_ROWS = 1024  # chains sampled at once; more are sampled one chunk after anot
 class Result:
     """An answer to each problem, its judgement, and what it took."""
 
-    found_B: jax.Array  # bool: the answer is complete, and legal as far as the method may see; else a mere attempt.
+    found_B: jax.Array  # bool: the answer is complete, and legal as far as the strategy may see; else a mere attempt.
     reward_B: jax.Array  # float32: the verifier's judgement, for scoring only.
     legal_B: jax.Array  # bool: the answer is complete and every step of it legal; for scoring only.
-    value_B: jax.Array  # float32: what the method took the answer for, in [0, 1].
+    value_B: jax.Array  # float32: what the strategy took the answer for, in [0, 1].
     tokens_BDL: jax.Array  # int32, padded.
     length_BD: jax.Array  # int32: tokens of each step, 0 past the last.
     tokens_generated_B: jax.Array  # int32: tokens of all steps written, not only the answer's.
@@ -58,27 +58,27 @@ class Result:
 
 @pytree
 class Switches:
-    """What of a method may change without compiling it anew."""
+    """What of a strategy may change without compiling it anew."""
 
     verified: jax.Array  # bool []: the mode.
     choice: jax.Array  # int32 []: how sampled chains are chosen from, by its place in SAMPLED.
 
 
-def switches(method: Method) -> Switches:
-    choice = SAMPLED.index(method.name) if method.name in SAMPLED else 0
-    return Switches(jnp.asarray(method.mode == "verified"), jnp.int32(choice))
+def switches(strategy: Strategy) -> Switches:
+    choice = SAMPLED.index(strategy.name) if strategy.name in SAMPLED else 0
+    return Switches(jnp.asarray(strategy.mode == "verified"), jnp.int32(choice))
 
 
-def program(method: Method) -> Method:
-    """What is compiled for a method: both modes share it, and so do the choices from sampled chains."""
-    name = SAMPLED[0] if method.name in SAMPLED else method.name
-    return dataclasses.replace(method, name=name, mode="both")
+def program(strategy: Strategy) -> Strategy:
+    """What is compiled for a strategy: both modes share it, and so do the choices from sampled chains."""
+    name = SAMPLED[0] if strategy.name in SAMPLED else strategy.name
+    return dataclasses.replace(strategy, name=name, mode="both")
 
 
 def answer(
-    model: LanguageModel, task, program: Method, params, problem: Problem, seed: jax.Array, switches: Switches
+    model: LanguageModel, task, program: Strategy, params, problem: Problem, seed: jax.Array, switches: Switches
 ) -> Result:
-    """Answers a batch of problems by `program(method)` with `switches(method)`; pure.
+    """Answers a batch of problems by `program(strategy)` with `switches(strategy)`; pure.
 
     A problem's randomness is its own, `fold_in(key(seed), index)`: its answer does not depend on batch or place.
     """
