@@ -2,7 +2,8 @@
 
 A workdir is a run's folder or one of exported weights; a run keeps those of its warm start in `warm_start`. A row is
 printed and written to evaluation.json as soon as it is known; in the end come tables of all rows and of paired
-differences, and evaluation.png. Both files go into the first workdir, or --output.
+differences, and evaluation.png. Both files go into the first workdir, or --output. Rows that evaluation.json has
+already are not run again, so a comparison that was stopped goes on, and one that is finished can be added to.
 """
 
 import os
@@ -14,9 +15,9 @@ import numpy as np
 from absl import flags
 
 from alphallm.config import run_main, to_dict
-from alphallm.display import Progress, make_console, print_table
+from alphallm.display import Progress, duration, make_console, print_table
 from alphallm.errors import UserError
-from alphallm.evaluation import MODES, STRATEGIES, Contestant, Row, compare, evaluate, plan_all, plans, report
+from alphallm.evaluation import MODES, STRATEGIES, Contestant, Row, compare, evaluate, forecast, plan_all, plans, report
 from alphallm.models import LanguageModel
 from alphallm.tasks import data, make_task
 
@@ -34,6 +35,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_problems", 0, "How many problems of the split, drawn once for all; 0 takes all of them.")
     flags.DEFINE_string("params", "average", f"Which of a run's parameters, of {', '.join(PARAMS)}.")
     flags.DEFINE_integer("batch_size", compare.BATCH_SIZE, "Problems at once; fewer need less memory.")
+    flags.DEFINE_string("axis", "tokens", f"What the figure has on its x axis, of {', '.join(report.AXES)}.")
     flags.DEFINE_string("output", "", "The folder to write to; by default the first workdir.")
 
 
@@ -48,12 +50,13 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     budgets = [int(budget) for budget in options.budgets] or common_budgets(contestants, options.strategies)
     planned = [plan_all(one, options.strategies, options.modes, budgets) for one in contestants]
     about = {
-        "split": options.split, "num_problems": len(problems.index), "seeds": options.seeds, "params": options.params,
-        "workdirs": options.workdir, "configs": [to_dict(config) for config, _ in loaded],
+        "split": options.split, "num_problems": len(problems.index), "seeds": options.seeds,
+        "configs": [to_dict(config) for config, _ in loaded],
     }  # fmt: skip
     output = options.output or options.workdir[0]
-    rows = run(contestants, planned, problems, options.seeds, options.batch_size, about, output)
-    show(rows, output, f"{options.split}, {len(problems.index)} problems, {options.seeds} seed(s)")
+    known = rows_of_before(os.path.join(output, report.JSON), about)
+    rows = run(contestants, planned, problems, options, about, output, known)
+    show(rows, output, f"{options.split}, {len(problems.index)} problems, {options.seeds} seed(s)", options.axis)
 
 
 def check_options(options: Any) -> None:
@@ -64,6 +67,7 @@ def check_options(options: Any) -> None:
     plans.check_names(options.strategies, STRATEGIES, "strategy")
     plans.check_names(options.modes, MODES, "mode")
     plans.check_names([options.params], PARAMS, "choice of --params")
+    plans.check_names([options.axis], [*report.AXES], "--axis")
     if not options.strategies or not options.modes:
         raise UserError("There is nothing to evaluate: give at least one of --strategies and one of --modes.")
     for budget in options.budgets:
@@ -128,26 +132,54 @@ def common_budgets(contestants: Sequence[Contestant], strategies: Sequence[str])
     return list(max(possible, key=min))
 
 
-def run(contestants, planned, problems, seeds: int, batch_size: int, about: dict[str, Any], output: str) -> list[Row]:
-    """All rows, each printed and saved as soon as it is known."""
+def rows_of_before(path: str, about: dict[str, Any]) -> list[Row]:
+    """The rows of a comparison on the same problems and seeds. The file of another one is moved aside, never lost."""
+    if not os.path.exists(path):
+        return []
+    rows, content = report.read_json(path)
+    if all(content.get(name) == about[name] for name in ("split", "num_problems", "seeds")):
+        return rows
+    stem, number = path.removesuffix(".json"), 1
+    while os.path.exists(f"{stem}.{number}.json"):
+        number += 1
+    os.rename(path, f"{stem}.{number}.json")
+    print(f"{path} is of other problems or seeds ({content.get('split')}): moved to {stem}.{number}.json.")
+    return []
+
+
+def run(contestants, planned, problems, options, about: dict[str, Any], output: str, known: list[Row]) -> list[Row]:
+    """All rows, each printed and saved as soon as it is known; behind them those of before that were not asked for."""
+    by_identity = {row.identity: row for row in known}
+    say_forecast(contestants, planned, problems, options.seeds)
     rows: list[Row] = []
     with Progress("row", total=sum(map(len, planned)), seconds_between_lines=0.0) as progress:
         for one, strategies in zip(contestants, planned, strict=True):
-            for row in evaluate(one, problems, strategies, seeds, batch_size):
+            for row in evaluate(one, problems, strategies, options.seeds, options.batch_size, by_identity):
                 rows.append(row)
-                report.write_json(os.path.join(output, report.JSON), rows, about)
-                named = " ".join(filter(None, [row.run, row.strategy.name, row.strategy.mode, row.strategy.knob_text]))
+                new = {row.identity for row in rows}
+                kept = [row for row in known if row.identity not in new]
+                report.write_json(os.path.join(output, report.JSON), [*rows, *kept], about)
+                named = " ".join(filter(None, [row.run, row.strategy, row.mode, row.knob]))
                 progress.update(len(rows), f"{named}: solved {row.rate.estimate:.3f} {row.rate}")
-    return rows
+    return [*rows, *kept]
 
 
-def show(rows: Sequence[Row], output: str, title: str) -> None:
+def say_forecast(contestants, planned, problems, seeds: int) -> None:
+    told = [forecast(one, problems, each, seeds) for one, each in zip(contestants, planned, strict=True)]
+    tokens, flops, seconds = (sum(getattr(one, name) for one in told) for name in ("tokens", "flops", "seconds"))
+    print(
+        f"{sum(map(len, planned))} rows of {len(problems.index)} problems and {seeds} seed(s): at most {tokens:.3g} "
+        f"tokens and {flops:.3g} FLOPs, about {duration(seconds)} on this device and what compilation takes."
+    )
+
+
+def show(rows: Sequence[Row], output: str, title: str, axis: str) -> None:
     console = make_console()
     print_table(f"Solve rates: {title}", report.table_rows(rows), console)
-    differences = report.differences(rows)
-    if differences:
-        print_table("Paired differences of solve rates", differences, console)
-    report.plot(os.path.join(output, report.FIGURE), rows, title)
+    for name, differences in report.difference_tables(rows).items():
+        if differences:
+            print_table(f"Paired differences of solve rates. {name}", differences, console)
+    report.plot(os.path.join(output, report.FIGURE), rows, title, axis)
     written = f"Written to {os.path.join(output, report.JSON)}, and {report.FIGURE} beside it."
     console.print(written, soft_wrap=True, markup=False)
 

@@ -50,7 +50,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     problem = jax.tree.map(lambda x: np.asarray(x)[None], task.problem(arguments[0]))
     model = LanguageModel(config.model, task.vocabulary.size)
     simulations = options.simulations or config.evaluation.num_simulations
-    strategy = plans.with_simulations(config.search, "search", options.mode, simulations)
+    strategy = plans.with_simulations(task, config.search, "search", options.mode, simulations)
     verified_B = np.array([options.mode == "verified"])
     grown = jax.jit(functools.partial(grow, model, task, strategy.search, config.targets))
     tree, best, planned = jax.device_get(grown(params, problem, verified_B, np.int32(options.seed)))

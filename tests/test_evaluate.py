@@ -40,7 +40,7 @@ def exported(folder, task=TASK, seed=0):
 def options(workdirs, **changed):
     values = {
         "workdir": workdirs, "split": "test", "strategies": list(STRATEGIES), "budgets": [], "modes": list(MODES),
-        "seeds": 1, "num_problems": 0, "params": "average", "batch_size": 64, "output": "",
+        "seeds": 1, "num_problems": 0, "params": "average", "batch_size": 64, "axis": "tokens", "output": "",
     }  # fmt: skip
     assert changed.keys() <= values.keys()
     return types.SimpleNamespace(**{**values, **changed})
@@ -63,6 +63,7 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     run(monkeypatch, workdirs, num_problems=5, seeds=2, **asked)
     shown = capsys.readouterr().out
     assert written == [1, 2, 3, 4]  # a stopped comparison keeps what it has
+    assert "4 rows of 5 problems and 2 seed(s): at most 480 tokens" in shown  # 2 runs, (8 + 16) tokens, 10 answers
     assert "row 1/4" in shown
     assert "Paired differences" in shown
     content = json.loads((tmp_path / "a" / "evaluation.json").read_text())
@@ -77,15 +78,41 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     assert evaluate.compare._program.cache_info().misses == 2  # equal models and tasks are compiled once
 
 
+def test_a_stopped_comparison_goes_on_and_a_finished_one_can_be_added_to(tmp_path, monkeypatch, capsys):
+    folder = exported(tmp_path / "a")
+    path = tmp_path / "a" / "evaluation.json"
+    asked = {"modes": ["verified"], "budgets": ["16"], "num_problems": 5}
+    run(monkeypatch, [folder], strategies=["greedy", "best_of_n"], **asked)
+    once = json.loads(path.read_text())["rows"]
+    solve_all = evaluate.compare.solve_all
+    ran = []
+    monkeypatch.setattr(evaluate.compare, "solve_all", lambda *args: (ran.append(args[2].name), solve_all(*args))[1])
+    run(monkeypatch, [folder], strategies=["value_greedy", "greedy"], **asked)
+    assert ran == ["value_greedy"]
+    assert json.loads(path.read_text())["rows"][1:] == once
+    capsys.readouterr()
+    run(monkeypatch, [folder], strategies=["value_greedy", "greedy", "best_of_n"], **asked)
+    assert ran == ["value_greedy"]
+    assert "best_of_n" in capsys.readouterr().out
+    # Other weights of the same name, and other problems, are other rows.
+    exported(tmp_path / "a", seed=1)
+    run(monkeypatch, [folder], strategies=["greedy"], **asked)
+    assert ran == ["value_greedy", "greedy"]
+    run(monkeypatch, [folder], strategies=["greedy"], **{**asked, "num_problems": 4})
+    assert "moved to" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "a" / "evaluation.1.json").read_text())["rows"]) == 4
+    assert len(json.loads(path.read_text())["rows"]) == 1
+
+
 def test_a_budget_that_is_too_small_for_a_strategy_leaves_its_row_out(tmp_path, monkeypatch, capsys):
     planned = []
     monkeypatch.setattr(evaluate, "run", lambda contestants, plan, *_: planned.extend(plan))
     monkeypatch.setattr(evaluate, "show", lambda *_: None)
-    run(monkeypatch, [exported(tmp_path / "a")], strategies=["best_of_n", "search"], budgets=["72", "50"])
+    run(monkeypatch, [exported(tmp_path / "a")], strategies=["best_of_n", "beam"], budgets=["32", "20"])
     assert {(budget, strategy.name) for budget, strategy in planned[0]} == {
-        (50, "best_of_n"), (72, "best_of_n"), (72, "search")
+        (20, "best_of_n"), (32, "best_of_n"), (32, "beam")
     }  # fmt: skip
-    assert "a: search needs 72 generated tokens a problem, so it is left out at 50." in capsys.readouterr().out
+    assert "a: beam needs 32 generated tokens a problem, so it is left out at 20." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -95,7 +122,8 @@ def test_a_budget_that_is_too_small_for_a_strategy_leaves_its_row_out(tmp_path, 
         ({"modes": ["blind"]}, "Unknown mode 'blind'.*value_only"),
         ({"budgets": ["300", "much"]}, "--budgets has 'much'"),
         ({"budgets": ["7"]}, "greedy can not be run within 7 .* smallest budget is 8"),
-        ({"budgets": ["50"], "strategies": ["search"]}, "search can not be run within 50 .* smallest budget is 72"),
+        ({"budgets": ["20"], "strategies": ["search"]}, "search can not be run within 20 .* smallest budget is 24"),
+        ({"axis": "joules"}, "Unknown --axis 'joules': give one or more of tokens, flops, seconds"),
         ({"seeds": 0}, "--seeds=0"),
         ({"batch_size": 0}, "--batch_size=0"),
         ({"split": "tset"}, "Unknown split 'tset'"),

@@ -17,18 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from alphallm import decode
-from alphallm.evaluation.chains import Chains, where_rows
+from alphallm.evaluation.chains import where_rows
+from alphallm.evaluation.solutions import Chains, Spend
 from alphallm.models import LanguageModel
 from alphallm.types import Problem, TaskState, pytree
-
-
-@pytree
-class Spend:
-    """What was spent on each problem."""
-
-    tokens_B: jax.Array  # int32: tokens of all candidates written.
-    expansions_B: jax.Array  # int32: partial answers that were continued.
-    positions_B: jax.Array  # int32: tokens run through the model beside the prompt: candidates and appended steps.
 
 
 @pytree
@@ -64,7 +56,7 @@ def search(
 
 def _start(model, task, params, problem: Problem) -> _Beams:
     prefix = decode.prefill(model, params, problem)
-    room = (task.max_steps - 1) * task.max_step
+    room = max(1, task.max_steps - 1) * task.max_step  # The last step is never continued; the first may be the last.
     past = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))), prefix.past)
     prefix = dataclasses.replace(prefix, past=past, mask_BS=jnp.pad(prefix.mask_BS, ((0, 0), (0, room))))
     batch = problem.length.shape[0]
@@ -76,7 +68,8 @@ def _start(model, task, params, problem: Problem) -> _Beams:
         value_BJ=jnp.zeros((batch, 1)),
     )
     none = jnp.zeros(batch, jnp.int32)
-    return _Beams(prefix, problem.state, jnp.ones(batch, bool), chains, Spend(none, none, none))
+    spend = Spend(none, none, problem.length, none + 1)
+    return _Beams(prefix, problem.state, jnp.ones(batch, bool), chains, spend)
 
 
 def _step(
@@ -138,12 +131,15 @@ def _step(
     )
     state = jax.tree.map(lambda new, old: where_rows(takes_R, pick(new), old[row_R]), verdict.state, beams.state)
 
-    written_B = jnp.sum(split(jnp.where(beams.running_R, jnp.sum(candidates.length_BK, -1), 0)), -1)
+    running_RK = beams.running_R[:, None]
+    written_B = jnp.sum(split(jnp.where(running_RK, candidates.length_BK, 0)), (1, 2))
+    longest_B = jnp.max(split(jnp.where(running_RK, candidates.length_BK, 0)), (1, 2))
     appended_B = jnp.sum(jnp.where(running_R, length_R, 0).reshape(batch, width), -1)
     spend = Spend(
         beams.spend.tokens_B + written_B,
         beams.spend.expansions_B + jnp.sum(split(beams.running_R), -1),
         beams.spend.positions_B + written_B + appended_B,
+        beams.spend.calls_B + longest_B + (appended_B > 0),
     )
     chains = jax.tree.map(lambda x: x.reshape(batch, width, *x.shape[1:]), chains)
     return _Beams(prefix, state, running_R, chains, spend)

@@ -12,19 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from alphallm.decode import Prefix
+from alphallm.evaluation.solutions import Chains
 from alphallm.models import LanguageModel
 from alphallm.types import KeyValues, Past, Problem, TaskState, pytree
-
-
-@pytree
-class Chains:
-    """J chains of each problem."""
-
-    tokens_BJDL: jax.Array  # int32, padded.
-    length_BJD: jax.Array  # int32: tokens of each step, 0 past the last.
-    finished_BJ: jax.Array  # bool: the answer is complete, right or wrong.
-    log_prob_BJ: jax.Array  # float32: the policy's, a sum over tokens.
-    value_BJ: jax.Array  # float32 in [0, 1]: the value head's reading at the last token.
 
 
 @pytree

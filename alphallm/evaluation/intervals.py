@@ -1,6 +1,8 @@
 """Confidence intervals of solve rates and of paired differences, over problems that are answered with several seeds."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -55,3 +57,23 @@ def paired_difference(first_SB: np.ndarray, second_SB: np.ndarray) -> Interval:
     padded = np.concatenate([difference_B, [1.0, -1.0]])
     centre, half = float(padded.mean()), Z95 * float(np.std(padded)) / np.sqrt(len(padded))
     return Interval(float(difference_B.mean()), max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def not_worse(first_SB: np.ndarray, second_SB: np.ndarray, margin: float) -> float:
+    """The p-value of a one-sided paired test whose null hypothesis is that the first solves `margin` less, or worse.
+
+    Bonett and Price's estimate and standard error, as in `paired_difference`, and the normal distribution.
+    """
+    padded = np.concatenate([first_SB.mean(0) - second_SB.mean(0), [1.0, -1.0]])
+    z = (float(padded.mean()) + margin) / (float(np.std(padded)) / np.sqrt(len(padded)))
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number, so that the chance of any false rejection stays bounded (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        corrected[at] = largest
+    return corrected

@@ -1,18 +1,24 @@
 """From a budget to a strategy's knob: a budget is the largest number of tokens generated for one problem."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 from alphallm.errors import UserError
 from alphallm.search import SearchConfig
 
-SAMPLED = ("best_of_n", "majority", "weighted")
+SAMPLED = ("best_of_n", "majority", "weighted", "pass_at_k")
 BEAMS = ("value_greedy", "beam", "dvts")
-SEARCHES = ("search", "puct", "depth_first", "search_listed", "search_uniform")
+_CHOICES = ("search_value", "search_majority", "search_weighted", "search_visited")
+SEARCHES = ("search", *_CHOICES, "puct", "depth_first", "search_listed", "search_uniform")
+# Strategies that differ from another one only by the rule that picks the answer: (that one, a name in solutions.RULES).
+RULE_OF = {"majority": ("best_of_n", "majority"), "weighted": ("best_of_n", "weighted")}
+RULE_OF |= {name: ("search", name.removeprefix("search_")) for name in _CHOICES}
 STRATEGIES = ("greedy", *SAMPLED, *BEAMS, *SEARCHES)
 DEFAULT_STRATEGIES = ("greedy", "best_of_n", "majority", "value_greedy", "search", "search_uniform")
-_VERIFIED_ONLY = ("search_listed", "search_uniform")
+_LISTED = ("search_listed", "search_uniform")
+_VERIFIED_ONLY = (*_LISTED, "pass_at_k")
 _POLICIES: dict[str, Literal["puct", "depth_first"]] = {"puct": "puct", "depth_first": "depth_first"}
 MODES = ("verified", "value_only")
 DEFAULT_BUDGETS = (300, 1000, 3000)
@@ -46,8 +52,7 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
     """The strategy with the largest knob whose worst case stays within `budget`; None where it has no such mode.
 
     A chain costs at most D*L tokens, an expansion K*L. A search keeps D*L for the greedy answer that it falls back to.
-    Listed steps are run through the model as if it had written them, and count like it;
-    `search_uniform`, which has no model, gets the simulations of `search`.
+    Listed steps are run through the model as if it had written them, and count like it.
     """
     check_names([name], STRATEGIES, "strategy")
     check_names([mode], MODES, "mode")
@@ -62,8 +67,13 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
     if name == "greedy":
         return Strategy("greedy", "both", 0, SearchConfig())
     if name in SEARCHES:
-        root, later = _expansions(task, search, name)
-        return with_simulations(search, name, mode, (budget - _chain(task) - root) // later)
+        left = budget - _chain(task)
+        if name in _LISTED or search.proposer == "listed":
+            root, later = _listed(task)
+            return with_simulations(task, search, name, mode, (left - root) // later)
+        expansions = _expansions(task, search, left)
+        search = dataclasses.replace(search, num_candidates=left // (expansions * task.max_step))
+        return with_simulations(task, search, name, mode, expansions - 1)
     used = {name: getattr(search, name) for name in ("min_p", "value_scale", "visit_offset")}
     if name in ("beam", "dvts"):
         used["num_candidates"] = search.num_candidates
@@ -74,20 +84,41 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
     return Strategy(name, mode, budget // _chain(task), SearchConfig(**used))
 
 
-def with_simulations(search: SearchConfig, name: str, mode: str, simulations: int) -> Strategy:
-    """A search with a given number of simulations, whatever it costs; without noise at the root."""
-    proposer = "listed" if name in _VERIFIED_ONLY else for_mode(search, mode).proposer
-    config = dataclasses.replace(search, num_simulations=simulations, dirichlet_fraction=0.0, proposer=proposer)
+def _expansions(task, search: SearchConfig, tokens: int) -> int:
+    """How many expansions a search of so many tokens makes; what that leaves for each of them is its width.
+
+    D expansions, which is what it takes to finish an answer, until they are as wide as the config's K. With more tokens
+    both their number and their width grow as the square root.
+    """
+    least = max(2, task.max_steps)
+    return int(least * max(1.0, math.sqrt(tokens / (least * search.num_candidates * task.max_step))))
+
+
+def with_simulations(task, search: SearchConfig, name: str, mode: str, simulations: int) -> Strategy:
+    """A search with a given number of simulations, whatever it costs; without noise at the root.
+
+    A root candidate takes D - 1 simulations to become an answer, so no more are considered than can.
+    """
+    proposer = "listed" if name in _LISTED else for_mode(search, mode).proposer
+    considered = min(search.max_considered, max(1, simulations // max(1, task.max_steps - 1)))
+    config = dataclasses.replace(
+        search, num_simulations=simulations, max_considered=considered, dirichlet_fraction=0.0, proposer=proposer
+    )
     if name in _POLICIES:
         config = dataclasses.replace(config, policy=_POLICIES[name])
     return Strategy(name, mode, simulations, config)
 
 
 def smallest_budget(task, search: SearchConfig, name: str) -> int:
-    """The smallest budget of a strategy: one chain, one beam, or a root and one simulation."""
+    """The smallest budget of a strategy: one chain, one beam, or what a search needs for an answer and a greedy one."""
     if name in ("beam", "dvts"):
         return _chain(task) * search.num_candidates
-    return _chain(task) + (sum(_expansions(task, search, name)) if name in SEARCHES else 0)
+    if name not in SEARCHES:
+        return _chain(task)
+    if name in _LISTED or search.proposer == "listed":
+        root, later = _listed(task)
+        return _chain(task) + root + max(1, task.max_steps - 1) * later
+    return _chain(task) + max(2, task.max_steps) * task.max_step
 
 
 def possible_budgets(task, search: SearchConfig, names: Sequence[str]) -> tuple[int, ...]:
@@ -113,8 +144,6 @@ def _chain(task) -> int:
     return task.max_steps * task.max_step
 
 
-def _expansions(task, search: SearchConfig, name: str) -> tuple[int, int]:
-    """Tokens of the candidates of a root and of a later node."""
-    if name == "search_listed" or search.proposer == "listed":
-        return task.max_legal_steps * task.max_step, task.max_later_steps * task.max_step
-    return search.num_candidates * task.max_step, search.num_candidates * task.max_step
+def _listed(task) -> tuple[int, int]:
+    """Tokens of all legal steps of a root and of a later node."""
+    return task.max_legal_steps * task.max_step, task.max_later_steps * task.max_step

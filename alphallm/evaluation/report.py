@@ -1,11 +1,14 @@
-"""What is told of a comparison: a table, a JSON file, and a figure of solve rate against generated tokens."""
+"""What is told of a comparison: a table, a JSON file, and a figure of solve rate against what it took."""
 
+import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from alphallm.errors import UserError
 from alphallm.evaluation import intervals
@@ -13,6 +16,9 @@ from alphallm.evaluation.compare import Row
 from alphallm.evaluation.strategies import Result
 
 JSON, FIGURE = "evaluation.json", "evaluation.png"
+AXES = {"tokens": "generated tokens", "flops": "forward FLOPs", "seconds": "seconds"}
+# A strategy is "not worse" than another one if it solves at most this much less.
+MARGIN = 0.02
 
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, object]]:
@@ -20,46 +26,84 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, object]]:
     return [
         {
             "run": row.run,
-            "strategy": row.strategy.name,
-            "mode": row.strategy.mode,
+            "strategy": row.strategy,
+            "mode": row.mode,
             "budget": row.budget,
-            "knob": row.strategy.knob_text,
+            "knob": row.knob,
             "solved": row.rate.estimate,
             "95 %": str(row.rate),
-            "illegal": float(row.illegal_SB.mean()),
-            "tokens": float(row.tokens_SB.mean()),
-            "expansions": float(row.expansions_SB.mean()),
-            "FLOPs": float(row.flops_SB.mean()),
+            "illegal": row.illegal,
+            "tokens": row.tokens,
+            "expansions": row.expansions,
+            "calls": row.calls,
+            "FLOPs": row.flops,
             "seconds": row.seconds,
         }
         for row in rows
     ]
 
 
-def differences(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Paired differences on the same problems: between runs for each strategy, and to best_of_n within a run."""
-    found = []
+def between_runs(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Paired differences between runs, for each strategy, mode and budget."""
+    found: list[dict[str, object]] = []
     for at, row in enumerate(rows):
         for other in rows[:at]:
-            if (row.strategy, row.budget) == (other.strategy, other.budget):
-                found.append(_difference(row, other, f"{row.run} - {other.run}", row.strategy.name))
-    for row in rows:
-        for other in rows:
-            same = (row.run, row.strategy.mode, row.budget) == (other.run, other.strategy.mode, other.budget)
-            if same and other.strategy.name == "best_of_n" and row.strategy.name != "best_of_n":
-                found.append(_difference(row, other, f"{row.strategy.name} - best_of_n", row.run))
+            same = (row.strategy, row.mode, row.budget) == (other.strategy, other.mode, other.budget)
+            if same and row.run != other.run:
+                interval = intervals.paired_difference(row.solved_SB, other.solved_SB)
+                found.append(
+                    {
+                        "difference": f"{row.run} - {other.run}",
+                        "strategy": row.strategy,
+                        "mode": row.mode,
+                        "budget": row.budget,
+                        "solved": interval.estimate,
+                        "95 %": str(interval),
+                    }
+                )
     return found
 
 
-def _difference(row: Row, other: Row, what: str, where: str) -> dict[str, object]:
-    interval = intervals.paired_difference(row.solved_SB, other.solved_SB)
+def at_equal_compute(rows: Sequence[Row], first: str | None, second: str | None) -> list[dict[str, object]]:
+    """Paired differences of solve rates, first - second, within a run and mode; None stands for every other strategy.
+
+    Each row of the other strategies is paired with the one of the named strategy that has the nearest forward FLOPs.
+    "not worse" is the p-value of a one-sided test that the first solves more than the second less 2 points, corrected
+    for the number of tests (Holm 1979).
+    """
+    name = first or second
+    pairs = []
+    for row in rows:
+        named = [other for other in rows if (other.run, other.mode, other.strategy) == (row.run, row.mode, name)]
+        if row.strategy != name and named and row.flops > 0:
+            ratios = [abs(math.log(other.flops / row.flops)) for other in named]
+            nearest = named[ratios.index(min(ratios))]
+            pairs.append((nearest, row) if first else (row, nearest))
+    p_values = intervals.holm([intervals.not_worse(one.solved_SB, two.solved_SB, MARGIN) for one, two in pairs])
+    found: list[dict[str, object]] = []
+    for (one, two), p_value in zip(pairs, p_values, strict=True):
+        interval = intervals.paired_difference(one.solved_SB, two.solved_SB)
+        found.append(
+            {
+                "difference": f"{one.strategy} - {two.strategy}",
+                "run": one.run,
+                "mode": one.mode,
+                "budget": (two if first else one).budget,
+                "FLOPs, ratio": one.flops / two.flops,
+                "solved": interval.estimate,
+                "95 %": str(interval),
+                "not worse": p_value,
+            }
+        )
+    return found
+
+
+def difference_tables(rows: Sequence[Row]) -> dict[str, list[dict[str, object]]]:
+    """The paired differences that are told, by title."""
     return {
-        "difference": what,
-        "of": where,
-        "mode": row.strategy.mode,
-        "budget": row.budget,
-        "solved": interval.estimate,
-        "95 %": str(interval),
+        "Between runs": between_runs(rows),
+        "Against best_of_n at the nearest equal compute": at_equal_compute(rows, None, "best_of_n"),
+        "search against all others at the nearest equal compute": at_equal_compute(rows, "search", None),
     }
 
 
@@ -70,10 +114,15 @@ def write_json(path: str | os.PathLike, rows: Sequence[Row], about: Mapping[str,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "rows": [
-            {**plain, "solved_by_seed_and_problem": row.solved_SB.tolist()}
+            {
+                **plain,
+                "weights": row.weights,
+                "search": row.search,
+                "solved_by_seed_and_problem": row.solved_SB.tolist(),
+            }
             for row, plain in zip(rows, table_rows(rows), strict=True)
         ],
-        "differences": differences(rows),
+        "differences": difference_tables(rows),
     }
     partial = f"{os.fspath(path)}.partial"
     try:
@@ -85,8 +134,30 @@ def write_json(path: str | os.PathLike, rows: Sequence[Row], about: Mapping[str,
         raise UserError(f"{os.fspath(path)!r} can not be written ({error}): give another --output.") from error
 
 
-def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "") -> None:
-    """Draws solve rate against generated tokens (log), a line for each run, strategy and mode, with 95 % intervals."""
+def read_json(path: str | os.PathLike) -> tuple[list[Row], dict[str, Any]]:
+    """The rows that `write_json` wrote, and what it was told about them. A file that is no such file is a UserError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        rows = [
+            Row(
+                solved_SB=np.array(plain["solved_by_seed_and_problem"], np.float32),
+                flops=plain["FLOPs"],
+                **{
+                    field.name: plain[field.name]
+                    for field in dataclasses.fields(Row)
+                    if field.name not in ("solved_SB", "flops")
+                },
+            )
+            for plain in content["rows"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{os.fspath(path)!r} holds no results of alphallm.evaluate ({error!r}).") from error
+    return rows, content
+
+
+def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "", axis: str = "tokens") -> None:
+    """Draws solve rate against what it took (log, one of AXES): a line for each run, strategy and mode, with errors."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,22 +165,22 @@ def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "") -> None:
 
     lines: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        lines.setdefault((row.run, row.strategy.name, row.strategy.mode), []).append(row)
+        lines.setdefault((row.run, row.strategy, row.mode), []).append(row)
     runs = list(dict.fromkeys(row.run for row in rows))
-    names = list(dict.fromkeys(row.strategy.name for row in rows))
+    names = list(dict.fromkeys(row.strategy for row in rows))
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for (run, name, mode), members in lines.items():
-        members = sorted(members, key=lambda row: row.tokens_SB.mean())
+        members = sorted(members, key=lambda row: getattr(row, axis))
         rate = [row.rate.estimate for row in members]
         below = [row.rate.estimate - row.rate.low for row in members]
         above = [row.rate.high - row.rate.estimate for row in members]
         axes.errorbar(
-            [max(1.0, float(row.tokens_SB.mean())) for row in members], rate, yerr=[below, above], capsize=2,
-            color=f"C{names.index(name)}", marker="osD^v<>*"[runs.index(run) % 8],
+            [max(1e-6, getattr(row, axis)) for row in members], rate, yerr=[below, above], capsize=2,
+            color=pyplot.colormaps["tab20"](names.index(name) % 20), marker="osD^v<>*"[runs.index(run) % 8],
             linestyle="--" if mode == "value_only" else "-",
             label=" · ".join([*([run] if len(runs) > 1 else []), name, *([mode] if mode != "both" else [])]),
         )  # fmt: skip
-    axes.set(xscale="log", xlabel="generated tokens per problem", ylabel="solve rate", ylim=(-0.02, 1.02), title=title)
+    axes.set(xscale="log", xlabel=f"{AXES[axis]} per problem", ylabel="solve rate", ylim=(-0.02, 1.02), title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=150, bbox_inches="tight")

@@ -111,7 +111,7 @@ def best_answer(tree: Tree, max_steps: int, pad: int, scale: float | jax.Array =
     """
     batch, num_nodes, num_candidates = tree.child_value_BNK.shape
     finished = tree.expanded_BN[..., None] & tree.valid_BNK & tree.done_BNK
-    log_prob_BNK = _path_log_prob(tree)[..., None] + tree.log_prob_BNK
+    log_prob_BNK = path_log_prob(tree)[..., None] + tree.log_prob_BNK
     scale = jnp.broadcast_to(scale, (batch,))[:, None, None]
     score = jnp.where(finished, log_prob_BNK + scale * tree.child_value_BNK, -jnp.inf)
     best = jnp.argmax(score.reshape(batch, -1), -1)
@@ -144,7 +144,7 @@ def best_answer(tree: Tree, max_steps: int, pad: int, scale: float | jax.Array =
     )
 
 
-def _path_log_prob(tree: Tree) -> jax.Array:
+def path_log_prob(tree: Tree) -> jax.Array:
     """float32 [B, N]: the policy's log-probability of the steps from the root to each node."""
     row = jnp.arange(tree.parent_BN.shape[0])[:, None, None]
     real_BND = jnp.arange(tree.path_BND.shape[-1])[None, None] < tree.depth_BN[..., None]

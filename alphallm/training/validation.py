@@ -35,8 +35,8 @@ class Validation:
         self.strategies = {
             "greedy": Strategy("greedy", "both", 0, SearchConfig()),
             "value greedy": Strategy("value_greedy", "verified", search.num_candidates, SearchConfig()),
-            "search": plans.with_simulations(search, "search", "verified", simulations),
-            "search, value only": plans.with_simulations(search, "search", "value_only", simulations),
+            "search": plans.with_simulations(task, search, "search", "verified", simulations),
+            "search, value only": plans.with_simulations(task, search, "search", "value_only", simulations),
         }
 
         self._kl = jax.jit(functools.partial(_kl, self.model, self.task))

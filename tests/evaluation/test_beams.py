@@ -113,7 +113,11 @@ def test_equals_plain_python(name, width, mode):
         steps = [tuple(t[:n].tolist()) for t, n in zip(result.tokens_BDL[b], result.length_BD[b], strict=True) if n]
         assert steps == list(answer.steps)
         assert result.found_B[b] == answer.finished
-        spent = (result.tokens_generated_B[b], result.expansions_B[b], result.positions_B[b] - PROBLEMS.length[b])
+        spent = (
+            result.spend.tokens_B[b],
+            result.spend.expansions_B[b],
+            result.spend.positions_B[b] - PROBLEMS.length[b],
+        )
         assert spent == (tokens, expansions, tokens + appended)
         found += answer.finished
     assert found and (found < len(SEEDS) or (name, mode) != ("value_greedy", "verified"))

@@ -77,3 +77,25 @@ def test_paired_difference():
     assert equal.low < 0 < equal.high
     with pytest.raises(ValueError, match="50 and 10"):
         intervals.paired_difference(first, second[:, :10])
+
+
+def test_not_worse_is_a_one_sided_test_with_a_margin():
+    """Equal outcomes of many problems are not worse by 2 points; of few they may be; and worse ones are."""
+    rng = np.random.default_rng(0)
+    solved = (rng.random((1, 1000)) < 0.5).astype(np.float32)
+    assert intervals.not_worse(solved, solved, 0.02) < 1e-6
+    assert intervals.not_worse(solved[:, :20], solved[:, :20], 0.02) > 0.3
+    worse = solved * (np.arange(1000) % 10 > 0)
+    assert intervals.not_worse(worse, solved, 0.02) > 0.99
+    # Where the truth is on the margin, one test in twenty is below 0.05.
+    below = 0
+    for _ in range(400):
+        first, second = (rng.random((1, 400)) < 0.48), (rng.random((1, 400)) < 0.5)
+        below += intervals.not_worse(first.astype(np.float32), second.astype(np.float32), 0.02) < 0.05
+    assert 8 <= below <= 32
+
+
+def test_holm_multiplies_the_smallest_by_the_number_of_tests():
+    assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert intervals.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert intervals.holm([]) == []

@@ -26,14 +26,16 @@ SEARCH = SearchConfig(num_candidates=16, dirichlet_fraction=0.25)
         ("beam", 384, 1),  # three expansions of 16 * 8
         ("beam", 1000, 3),  # one for the first step, two for each beam
         ("dvts", 3200, 12),
-        ("search", 280, 1),  # two expansions of 16 * 8, and 24 for a greedy answer
-        ("search", 407, 1),
-        ("search", 408, 2),
+        ("pass_at_k", 48, 2),
+        ("search", 48, 2),  # three expansions of one candidate, and 24 for a greedy answer
+        ("search", 408, 2),  # three expansions of 16 * 8
+        ("search", 1000, 3),  # 3 * sqrt(976 / 384) is 4.8, so four expansions
+        ("search_majority", 1000, 3),
         ("puct", 408, 2),
         ("depth_first", 408, 2),
-        ("search_listed", 456, 1),  # 36 * 8 for the root, 18 * 8 for a later node
+        ("search_listed", 600, 2),  # 36 * 8 for the root, 18 * 8 for a later node
         ("search_listed", 1000, 4),
-        ("search_uniform", 408, 2),  # the simulations of search, though it lists up to 36 steps
+        ("search_uniform", 1000, 4),
     ],
 )
 def test_knobs(name, budget, knob):
@@ -41,7 +43,7 @@ def test_knobs(name, budget, knob):
 
 
 @pytest.mark.parametrize(
-    ("name", "smallest"), [("greedy", 24), ("best_of_n", 24), ("beam", 384), ("search", 280), ("search_listed", 456)]
+    ("name", "smallest"), [("greedy", 24), ("best_of_n", 24), ("beam", 384), ("search", 48), ("search_listed", 600)]
 )
 def test_a_budget_too_small_names_the_smallest(name, smallest):
     assert plans.plan(TASK, SEARCH, name, "verified", smallest)
@@ -53,8 +55,24 @@ def test_a_budget_too_small_names_the_smallest(name, smallest):
 
 def test_a_search_has_its_knob_and_no_noise():
     strategy = plans.plan(TASK, SEARCH, "search", "verified", 3000)
-    assert strategy.search == dataclasses.replace(SEARCH, num_simulations=strategy.knob, dirichlet_fraction=0.0)
-    assert strategy.knob_text == "22 simulations x 16"
+    assert strategy.search == dataclasses.replace(
+        SEARCH, num_simulations=7, num_candidates=46, max_considered=3, dirichlet_fraction=0.0
+    )
+    assert strategy.knob_text == "7 simulations x 46"
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_a_search_can_finish_what_it_considers(steps):
+    """And its worst case stays within the budget; simulations only grow with it."""
+    task = types.SimpleNamespace(**vars(TASK) | {"max_steps": steps})
+    smallest, width, simulations = plans.smallest_budget(task, SEARCH, "search"), 0, 0
+    for budget in range(smallest, 40 * smallest, 7):
+        search = plans.plan(task, SEARCH, "search", "value_only", budget).search
+        assert search.num_simulations >= max(1, search.max_considered * (steps - 1))
+        assert (search.num_simulations + 1) * search.num_candidates * 8 + 8 * steps <= budget
+        assert search.num_simulations >= simulations
+        width, simulations = max(width, search.num_candidates), search.num_simulations
+    assert width > 16 and simulations > max(1, steps - 1) and search.max_considered > 1
 
 
 @pytest.mark.parametrize("name", ["puct", "depth_first"])
@@ -68,7 +86,7 @@ def test_listing_legal_steps_belongs_to_the_verified_mode():
     verified = plans.plan(TASK, listed, "search", "verified", 3000)
     assert (verified.search.proposer, verified.knob) == ("listed", (2976 - 36 * 8) // (18 * 8))
     value_only = plans.plan(TASK, listed, "search", "value_only", 3000)
-    assert (value_only.search.proposer, value_only.knob) == ("gumbel_top_k", 2976 // (16 * 8) - 1)
+    assert (value_only.search.proposer, value_only.knob) == ("gumbel_top_k", 7)
     for name in ("search_listed", "search_uniform"):
         assert plans.plan(TASK, SEARCH, name, "verified", 3000).search.proposer == "listed"
         assert plans.plan(TASK, SEARCH, name, "value_only", 3000) is None
@@ -78,7 +96,7 @@ def test_default_budgets_are_those_that_every_strategy_meets():
     assert plans.possible_budgets(TASK, SEARCH, STRATEGIES) == (1000, 3000)
     assert plans.possible_budgets(TASK, SEARCH, ["search"]) == (300, 1000, 3000)
     wide = dataclasses.replace(SEARCH, num_candidates=60)
-    assert plans.possible_budgets(TASK, wide, STRATEGIES) == (3000,)
+    assert plans.possible_budgets(TASK, wide, STRATEGIES) == (3000,)  # for beam search
     assert plans.possible_budgets(TASK, wide, ["best_of_n"]) == (300, 1000, 3000)
     huge = dataclasses.replace(SEARCH, num_candidates=1000)
     assert plans.possible_budgets(TASK, huge, STRATEGIES) == (24000,)
