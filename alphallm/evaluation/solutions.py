@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from alphallm.search import CERTAIN, Tree, path_log_prob
+from alphallm.search import CERTAIN, Tree
 from alphallm.types import pytree
 
 
@@ -152,7 +152,7 @@ def of_tree(tree: Tree, max_steps: int, pad: int) -> tuple[Chains, jax.Array]:
         tokens_BJDL=along(tree.tokens_BNKL, pad),
         length_BJD=along(tree.length_BNK, 0),
         finished_BJ=tree.expanded_BN[..., None] & tree.valid_BNK & tree.done_BNK,
-        log_prob_BJ=path_log_prob(tree)[..., None] + tree.log_prob_BNK,
+        log_prob_BJ=tree.path_log_prob_BN[..., None] + tree.log_prob_BNK,
         value_BJ=tree.child_value_BNK,
     )
     flat = lambda x: x.reshape(batch, num_nodes * num, *x.shape[3:])

@@ -20,7 +20,10 @@ task's `done`, which says only that an answer is complete, is read in both. Scor
     search_value, search_majority, search_weighted, search_visited
                      the same tree; the answer of the largest value, by the votes of its finished answers, by votes
                      weighted with values, and at the end of the most visited path.
+    search_early     search until no open candidate can become the answer any more, or a solution was verified.
     puct             search with PUCT, whatever policy the run's search has.
+    alpha            PUCT that commits to a step after each share of its simulations and goes on below it, with the
+                     subtree that it has there (MCTS-alpha of TS-LLM).
     depth_first      search that goes always on from the best candidate by value until nothing below it is open (DFS-V).
     search_listed    search over all legal steps instead of those that the policy proposes, as in classic AlphaZero.
                      Verified mode only, since it knows the rules.

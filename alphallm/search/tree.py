@@ -35,6 +35,10 @@ class SearchConfig:
     max_considered: int = 8  # root candidates that sequential halving starts from.
     exploration: float = 1.25  # PUCT's c_1.
     prune: float = 0.0  # depth_first: a candidate of a smaller value is continued only when no other is left.
+    # PUCT: after so many simulations the search takes the most visited step and goes on below it, with the subtree and
+    # its pages (MCTS-alpha of TS-LLM, Feng et al. 2023); 0 never does.
+    commit_every: int = 0
+    early_stop: bool = False  # expand no more where nothing that is open could still become the answer.
     dirichlet_fraction: float = 0.0  # PUCT's root noise; 0.25 for self-play, 0 for evaluation.
     dirichlet_alpha: float = 0.3
 
@@ -48,6 +52,9 @@ class SearchConfig:
         check_range(self, 0, 1, "min_p", "dirichlet_fraction", "prune")
         check_range(self, 0, math.inf, "value_scale", "visit_offset", "exploration")
         check_range(self, 1e-3, math.inf, "temperature", "dirichlet_alpha")
+        check_range(self, 0, math.inf, "commit_every")
+        if self.commit_every and self.policy != "puct":
+            raise ValueError(f"commit_every={self.commit_every} needs policy='puct', not {self.policy!r}.")
 
 
 @pytree
@@ -59,6 +66,7 @@ class Tree:
     action_BN: jax.Array  # int32: the parent's candidate that led here, -1 at the root.
     legal_BN: jax.Array  # bool: every step from the root is legal; for training, read by no unverified search.
     depth_BN: jax.Array  # int32: steps from the root.
+    path_log_prob_BN: jax.Array  # float32: the policy's log-probability of the steps from the root to the node.
     path_BND: jax.Array  # int32: the nodes on the way from the root, the node itself last; read the first `depth`.
     visits_BN: jax.Array  # int32.
     raw_value_BN: jax.Array  # float32: the value head's reading of the node.
@@ -111,7 +119,7 @@ def best_answer(tree: Tree, max_steps: int, pad: int, scale: float | jax.Array =
     """
     batch, num_nodes, num_candidates = tree.child_value_BNK.shape
     finished = tree.expanded_BN[..., None] & tree.valid_BNK & tree.done_BNK
-    log_prob_BNK = path_log_prob(tree)[..., None] + tree.log_prob_BNK
+    log_prob_BNK = tree.path_log_prob_BN[..., None] + tree.log_prob_BNK
     scale = jnp.broadcast_to(scale, (batch,))[:, None, None]
     score = jnp.where(finished, log_prob_BNK + scale * tree.child_value_BNK, -jnp.inf)
     best = jnp.argmax(score.reshape(batch, -1), -1)
@@ -142,13 +150,3 @@ def best_answer(tree: Tree, max_steps: int, pad: int, scale: float | jax.Array =
         node_BD=nodes,
         action_BD=actions,
     )
-
-
-def path_log_prob(tree: Tree) -> jax.Array:
-    """float32 [B, N]: the policy's log-probability of the steps from the root to each node."""
-    row = jnp.arange(tree.parent_BN.shape[0])[:, None, None]
-    real_BND = jnp.arange(tree.path_BND.shape[-1])[None, None] < tree.depth_BN[..., None]
-    node_BND = jnp.where(real_BND, tree.path_BND, 0)
-    parent_BND = jnp.maximum(tree.parent_BN[row, node_BND], 0)
-    action_BND = jnp.maximum(tree.action_BN[row, node_BND], 0)
-    return jnp.sum(jnp.where(real_BND, tree.log_prob_BNK[row, parent_BND, action_BND], 0.0), -1)

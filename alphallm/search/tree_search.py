@@ -31,6 +31,7 @@ class Node:
     path_BD: jax.Array  # int32: the pages on the way from the root, this node's own last. A page has its node's number.
     path_length_BD: jax.Array  # int32: tokens on each page.
     length_B: jax.Array  # int32: tokens of prompt and path.
+    log_prob_B: jax.Array  # float32: the policy's log-probability of the path.
     state: TaskState
     candidates: decode.Candidates
     valid_BK: jax.Array  # bool: may be chosen.
@@ -43,10 +44,11 @@ class Node:
 
 @dataclasses.dataclass
 class _Cell:
-    """Hands the page pool and the simulation's number to `recurrent_fn` while the loop's body is traced."""
+    """Hands what belongs to a simulation to `recurrent_fn` while the loop's body is traced."""
 
     pool: Any = None  # KeyValues
     simulation: Any = None  # int32 []
+    settled_B: Any = None  # bool: nothing that this simulation could find would become the answer.
 
 
 def search(
@@ -79,7 +81,7 @@ def search(
 
     def recurrent_fn(params, rng_key, action_B, parent: Node):
         del params, rng_key  # Closed over; and a problem's randomness is its own.
-        output, node, page = expander.expand(prefix, cell.pool, cell.simulation, action_B, parent)
+        output, node, page = expander.expand(prefix, cell.pool, cell.simulation, action_B, parent, cell.settled_B)
         cell.pool = jax.tree.map(
             lambda pool, new: lax.dynamic_update_slice_in_dim(pool, new[:, :, None], cell.simulation + 1, axis=2),
             cell.pool, page,
@@ -88,14 +90,32 @@ def search(
 
     def loop_fn(lower, upper, body, init):
         def body_with_pool(simulation, carry):
-            inner, cell.pool = carry
-            cell.simulation = simulation
-            rng_key, tree = body(simulation, inner)
+            (rng_key, tree), cell.pool = carry
+            cell.simulation, cell.settled_B = simulation, None
+            if config.early_stop:
+                cell.settled_B = _settled(tree, verified_B, config.answer_scale)
+            rng_key, tree = body(simulation, (rng_key, tree))
             tree = _close_exhausted(tree, simulation + 1, task.max_steps)
             return (rng_key, tree), cell.pool
 
-        inner, _ = lax.fori_loop(lower, upper, body_with_pool, (init, expander.empty_pool()))
-        return inner
+        pool = expander.empty_pool()
+        if not config.commit_every:
+            return lax.fori_loop(lower, upper, body_with_pool, (init, pool))[0]
+
+        def move(number, carry):
+            begin = lower + number * config.commit_every
+            end = jnp.minimum(begin + config.commit_every, upper)
+            (rng_key, tree), pool = lax.fori_loop(begin, end, body_with_pool, carry[:2])
+            tree, taken = reroot(tree, selection.final_action(tree, config))
+            moves = jax.tree.map(lambda all_, new: all_.at[number].set(new), carry[2], taken)
+            return (rng_key, tree), pool, moves
+
+        num_moves = -(-config.num_simulations // config.commit_every)
+        none = jnp.zeros((num_moves, key_B.shape[0]), jnp.int32)
+        (rng_key, tree), _, moves = lax.fori_loop(0, num_moves, move, (init, pool, Move(none, none)))
+        # Back to the first root, so that the tree tells all that was searched.
+        back = lambda i, tree: unroot(tree, jax.tree.map(lambda x: x[num_moves - 1 - i], moves))
+        return rng_key, lax.fori_loop(0, num_moves, back, tree)
 
     prior_logits = root.candidates.prior_logits_BK
     if config.policy == "puct" and config.dirichlet_fraction > 0:
@@ -151,11 +171,11 @@ class _Expander:
         candidates = self._propose(prefix, problem.state, keys_B)
         return self._node(
             candidates, problem.state, expanded, expanded, jnp.zeros((batch,), jnp.int32), prefix.value_B, none, none,
-            prefix.length_B,
+            prefix.length_B, jnp.zeros((batch,)),
         )  # fmt: skip
 
-    def expand(self, prompt: decode.Prefix, pool, simulation, action_B, parent: Node):
-        """Makes the node that candidate `action_B` of `parent` leads to.
+    def expand(self, prompt: decode.Prefix, pool, simulation, action_B, parent: Node, settled_B):
+        """Makes the node that candidate `action_B` of `parent` leads to; a stand-in where `settled_B` (may be None).
 
         Returns mctx's output, the node, and its page `[Y, B, G, L, C]`.
         """
@@ -164,11 +184,14 @@ class _Expander:
         step_length_B = parent.candidates.length_BK[row, action_B]
         done_B = parent.done_BK[row, action_B] | ~parent.valid_BK[row, action_B]
         expanded_B = parent.expanded_B & ~done_B & (parent.depth_B + 1 < self.task.max_steps)
+        if settled_B is not None:
+            expanded_B &= ~settled_B
         state = jax.vmap(self.task.step)(parent.state, tokens_BL, step_length_B).state
         own_BD = jnp.arange(self._pages)[None] == parent.depth_B[:, None]
         path_BD = jnp.where(own_BD, simulation + 1, parent.path_BD)
         path_length_BD = jnp.where(own_BD, step_length_B[:, None], parent.path_length_BD)
         depth_B, length_B = parent.depth_B + 1, parent.length_B + step_length_B
+        log_prob_B = parent.log_prob_B + parent.candidates.log_prob_BK[row, action_B]
 
         def run(pool):
             pages = _gather_path(pool, parent.path_BD)
@@ -192,7 +215,7 @@ class _Expander:
         candidates, raw_value_B, page = lax.cond(jnp.any(expanded_B), run, skip, pool)
         legal_B = parent.legal_B & parent.legal_BK[row, action_B]
         node = self._node(
-            candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B
+            candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B, log_prob_B
         )
         value_B = self.backed_up_value(node)
         # Where nothing was expanded, the candidate's own value is all there is: its reward if it was verified.
@@ -251,8 +274,9 @@ class _Expander:
         return candidates
 
     def _node(
-        self, candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B
-    ) -> Node:
+        self, candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B,
+        log_prob_B,
+    ) -> Node:  # fmt: skip
         """Verifies the candidates. What the caller may not see is masked here, once."""
         over_candidates = jax.vmap(jax.vmap(self.task.step, in_axes=(None, 0, 0)))
         verdict = over_candidates(state, candidates.tokens_BKL, candidates.length_BK)
@@ -272,6 +296,7 @@ class _Expander:
             path_BD=path_BD,
             path_length_BD=path_length_BD,
             length_B=length_B,
+            log_prob_B=log_prob_B,
             state=state,
             candidates=dataclasses.replace(candidates, prior_logits_BK=prior_logits),
             valid_BK=valid,
@@ -307,6 +332,78 @@ def _close_exhausted(tree, node_index, max_steps: int):
     return tree.replace(embeddings=dataclasses.replace(tree.embeddings, open_BK=open_BNK))
 
 
+def _settled(tree, verified_B, scale: float) -> jax.Array:
+    """Bool [B]: no more expansions could change the answer (`best_answer`), however well they went.
+
+    Where rewards are seen, a solution was found. Elsewhere the answer maximises log pi + scale * value, and of an open
+    candidate nothing can come that is likelier than itself or worth more than 1.
+    """
+    node: Node = tree.embeddings
+    log_prob_BNK = node.log_prob_B[..., None] + node.candidates.log_prob_BK
+    finished_BNK = node.expanded_B[..., None] & node.valid_BK & node.done_BK
+    solved_B = jnp.any(finished_BNK & (node.child_value_BK >= 1.0), (1, 2))
+    score_BNK = jnp.where(finished_BNK, log_prob_BNK + scale * node.child_value_BK, -jnp.inf)
+    ahead_BNK = node.expanded_B[..., None] & node.open_BK & (tree.children_index < 0)
+    bound_BNK = jnp.where(ahead_BNK, log_prob_BNK + scale, -jnp.inf)
+    no_better_B = jnp.max(score_BNK, (1, 2)) >= jnp.max(bound_BNK, (1, 2))
+    return jnp.where(verified_B, solved_B, no_better_B)
+
+
+@pytree
+class Move:
+    """A step that a search has committed to."""
+
+    node_B: jax.Array  # int32: the number of the node that became the root; 0 where the root stayed.
+    action_B: jax.Array  # int32: the old root's candidate that leads there.
+
+
+def reroot(tree, action_B) -> tuple[Any, Move]:
+    """Makes the root's child below candidate `action_B` the root of mctx's `tree`, with its subtree, and says which.
+
+    mctx's root is node 0, so the child and the root change places; all other nodes keep theirs, and pages are not moved
+    at all. The root stays where the candidate has no node that the model ran on.
+    """
+    row = jnp.arange(action_B.shape[0])
+    node_B = tree.children_index[row, 0, action_B]
+    moves_B = (node_B >= 0) & tree.embeddings.expanded_B[row, jnp.maximum(node_B, 0)]
+    node_B = jnp.where(moves_B, node_B, 0)
+    tree = _change_places(tree, node_B)
+    detached = lambda x: x.at[:, 0].set(-1)
+    tree = tree.replace(parents=detached(tree.parents), action_from_parent=detached(tree.action_from_parent))
+    return tree, Move(node_B, action_B)
+
+
+def unroot(tree, move: Move):
+    """Undoes `reroot`: the tree has its old root again, whose Q of that step is what was found since."""
+    row, moved_B = jnp.arange(move.node_B.shape[0]), move.node_B > 0
+    old_value_B = tree.children_values[row, move.node_B, move.action_B]
+    value_B = jnp.where(moved_B, tree.node_values[:, 0], old_value_B)
+    attached = lambda x, value_B: x.at[:, 0].set(jnp.where(moved_B, value_B, -1))
+    tree = tree.replace(
+        parents=attached(tree.parents, move.node_B),
+        action_from_parent=attached(tree.action_from_parent, move.action_B),
+        children_values=tree.children_values.at[row, move.node_B, move.action_B].set(value_B),
+    )
+    return _change_places(tree, move.node_B)
+
+
+def _change_places(tree, node_B):
+    """mctx's tree with the numbers 0 and `node_B` exchanged. What the nodes' embeddings say of pages stays true."""
+    row = jnp.arange(node_B.shape[0])
+
+    def rows(x):
+        return x.at[:, 0].set(x[row, node_B]).at[row, node_B].set(x[:, 0])
+
+    def numbers(x):
+        node = node_B.reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.where(x == 0, node, jnp.where(x == node, 0, x))
+
+    apart = {"root_invalid_actions": tree.root_invalid_actions, "extra_data": tree.extra_data}
+    nothing = dict.fromkeys(apart)
+    tree = jax.tree.map(rows, tree.replace(**nothing))
+    return tree.replace(parents=numbers(tree.parents), children_index=numbers(tree.children_index), **apart)
+
+
 def _result(tree, config: SearchConfig) -> Tree:
     node: Node = tree.embeddings
     visited_BNK = tree.children_visits > 0
@@ -321,6 +418,7 @@ def _result(tree, config: SearchConfig) -> Tree:
         action_BN=tree.action_from_parent,
         legal_BN=node.legal_B,
         depth_BN=node.depth_B,
+        path_log_prob_BN=node.log_prob_B,
         path_BND=node.path_BD,
         visits_BN=tree.node_visits,
         raw_value_BN=node.raw_value_B,

@@ -75,6 +75,13 @@ def test_a_search_can_finish_what_it_considers(steps):
     assert width > 16 and simulations > max(1, steps - 1) and search.max_considered > 1
 
 
+def test_a_search_that_commits_has_as_many_shares_as_steps_before_the_last():
+    alpha = plans.plan(TASK, SEARCH, "alpha", "verified", 3000).search
+    assert (alpha.policy, alpha.num_simulations, alpha.commit_every) == ("puct", 7, 4)
+    assert plans.plan(TASK, alpha, "puct", "verified", 3000).search.commit_every == 0
+    assert plans.plan(TASK, SEARCH, "search_early", "verified", 3000).search.early_stop
+
+
 @pytest.mark.parametrize("name", ["puct", "depth_first"])
 def test_a_named_policy_replaces_the_run_s(name):
     assert plans.plan(TASK, SEARCH, name, "verified", 3000).search.policy == name

@@ -6,6 +6,7 @@ page pool, no masks. A node's candidates come from a full prefill of all written
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -67,11 +68,26 @@ class Reference:
         root = self.nodes[0]
         self.budget = min(config.max_considered, len(root.candidates), len(root.open()))
         self.schedule = sequential_halving(self.budget, config.num_simulations)
+        self.root, roots = root, [root]
         for simulation in range(config.num_simulations):
             self.simulate(simulation)
+            if config.commit_every and (simulation + 1) % config.commit_every == 0:
+                self.commit()
+                roots.append(self.root)
+        self.moves = len({id(root) for root in roots}) - 1
+        for old, new in reversed(list(itertools.pairwise(roots))):
+            old.index, new.index = new.index, old.index
+        self.root = self.nodes[0]
+
+    def commit(self):
+        """The root's most visited child becomes the root, with all below it. The two exchange their numbers."""
+        child = self.root.candidates[self.final_action()].child
+        if child is not None and child.known is None:
+            self.root.index, child.index = child.index, self.root.index
+            self.root = child
 
     def simulate(self, simulation):
-        node, path = self.nodes[0], []
+        node, path = self.root, []
         while True:
             candidate = self.select(node)
             path.append((node, candidate))
@@ -203,7 +219,7 @@ class Reference:
         return max(among, key=lambda c: score[id(c)])
 
     def final_action(self) -> int:
-        root = self.nodes[0]
+        root = self.root
         valid = [i for i, c in enumerate(root.candidates) if c.valid]
         if not valid:
             return 0

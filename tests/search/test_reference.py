@@ -51,14 +51,19 @@ VARIANTS = {
 }
 CASES = [(policy, name, options) for policy in ("gumbel", "puct") for name, options in VARIANTS.items()]
 CASES += [("depth_first", name, VARIANTS[name] | {"prune": prune}) for name, prune in (("default", 0.0), ("iid", 0.4))]
+CASES += [("puct", f"commit {name}", VARIANTS[name] | {"commit_every": 7}) for name in ("default", "value backup")]
 CASES.append(("gumbel", "policy as prior", {"prior": "policy", "backup": "children", "completion": "mixed_value"}))
 
 
 @pytest.mark.parametrize(("policy", "name", "options"), CASES, ids=[f"{c[0]} {c[1]}" for c in CASES])
 def test_equals_reference(policy, name, options):
     config = dataclasses.replace(BASE, policy=policy, **options)
+    moves = set()
     for verified, masked in [(True, True), (False, False)]:
         tree = tabular.searched(MODEL, TASK, config, PARAMS, SEEDS, verified, masked)
         for b, seed in enumerate(SEEDS):
             problem, key = TASK.problem(seed), jax.random.key(seed)
-            assert_same(tree, b, Reference(MODEL, TASK, config, PARAMS, problem, key, verified, masked))
+            reference = Reference(MODEL, TASK, config, PARAMS, problem, key, verified, masked)
+            assert_same(tree, b, reference)
+            moves.add(reference.moves)
+    assert max(moves) > 1 if config.commit_every else moves == {0}

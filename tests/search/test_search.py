@@ -79,6 +79,41 @@ def test_search_without_verifier_never_reads_rewards_or_legality(options):
         assert (tree.child_visits_BNK != other.child_visits_BNK).any()
 
 
+@pytest.mark.parametrize("verified", [True, False])
+@pytest.mark.parametrize("policy", ["gumbel", "puct"])
+def test_stopping_early_does_not_change_the_answer(policy, verified):
+    """Without the verifier the answer stays the same; with it, whether there is a solution."""
+    task = tabular.TabularTask(max_steps=4, done=0.3, illegal=0.1, binary=True)
+    config = dataclasses.replace(CONFIG, policy=policy, num_simulations=16, value_scale=0.05)
+    run = lambda config: tabular.searched(MODEL, task, config, PARAMS, list(range(16)), verified, verified)
+    full, early = run(config), run(dataclasses.replace(config, early_stop=True))
+    scale = 1e4 if verified else config.answer_scale
+    answers = [jax.device_get(best_answer(tree, 4, tabular.PAD, scale)) for tree in (full, early)]
+    if verified:
+        assert_equal(*[answer.value_B for answer in answers])
+    else:
+        assert_equal(*answers)
+    saved = full.expanded_BN.sum(1) - early.expanded_BN.sum(1)
+    assert (saved >= 0).all() and 0 < (saved > 0).sum() < 16
+
+
+def test_a_search_that_commits_goes_on_below_its_step():
+    config = dataclasses.replace(CONFIG, policy="puct", commit_every=8)
+    committed = tabular.searched(MODEL, TASK, config, PARAMS, SEEDS, True, True)
+    free = tabular.searched(MODEL, TASK, dataclasses.replace(config, commit_every=0), PARAMS, SEEDS, True, True)
+    moved = 0
+    for b in range(len(SEEDS)):
+        nodes = np.flatnonzero(committed.expanded_BN[b])
+        before, later = nodes[nodes <= 8], nodes[nodes > 8]
+        np.testing.assert_array_equal(committed.tokens_BNKL[b, before], free.tokens_BNKL[b, before])
+        below = {root_candidate(committed, b, n) for n in later}
+        assert len(below) <= 1
+        moved += len(below)
+        for n in nodes[1:]:
+            assert committed.children_BNK[b, committed.parent_BN[b, n], committed.action_BN[b, n]] == n
+    assert moved > 4
+
+
 @pytest.mark.parametrize("policy", ["gumbel", "puct"])
 def test_no_simulation_is_spent_where_everything_is_known(policy):
     config = dataclasses.replace(CONFIG, policy=policy, num_simulations=16, num_candidates=8)
