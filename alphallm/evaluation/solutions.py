@@ -72,9 +72,9 @@ def majority(solutions: Solutions, scale) -> jax.Array:
 
 
 def weighted_majority(solutions: Solutions, scale) -> jax.Array:
-    """The same with each chain's value as its vote."""
+    """The same with the value of each chain, as the value head reads it, for its vote."""
     del scale
-    return _voted(solutions, solutions.value_BJ)
+    return _voted(solutions, solutions.chains.value_BJ)
 
 
 def most_visited(solutions: Solutions, scale) -> jax.Array:

@@ -10,6 +10,7 @@ Logs may run ahead of the checkpoints: a run that is continued first calls `cut_
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -17,8 +18,8 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from alphallm.config import differences
-from alphallm.errors import UserError
+from alphallm.config import differences, from_dict, to_dict
+from alphallm.errors import ConfigError, UserError
 
 _CONFIG, _METRICS, _SAMPLES, _READABLE = "config.json", "metrics.jsonl", "samples.jsonl", "samples.txt"
 
@@ -62,9 +63,13 @@ def check_same_config(folder: str | os.PathLike, config: Any, free: Sequence[str
     """Raises `UserError` with every difference between the folder's config and `config` (a dataclass or its dict).
 
     The fields named in `free`, and what is inside them, may differ; their differences are returned, as "path: old ->
-    new". A folder that does not exist or is empty has no differences.
+    new". A folder that does not exist or is empty has no differences. A field that is younger than the folder counts
+    with its default.
     """
     recorded = read_config(folder)
+    if recorded is not None and dataclasses.is_dataclass(config):
+        with contextlib.suppress(ConfigError):  # What no longer exists is a difference, and is told as one.
+            recorded = to_dict(from_dict(type(config), recorded))  # type: ignore[arg-type]
     found = differences(recorded, config) if recorded is not None else []
     allowed = [line for line in found if any(_is_in(line.partition(":")[0], field) for field in free)]
     refused = [line for line in found if line not in allowed]

@@ -120,7 +120,7 @@ def test_best_of_n_is_the_best_of_its_chains(mode):
 @pytest.mark.parametrize("name", ["majority", "weighted"])
 def test_voting_is_for_the_last_step(name, mode):
     """Each chain has one vote, or its value; of the chains with most votes the likeliest one is the answer."""
-    num = 10 if name == "majority" else 40  # Few chains are tied sometimes.
+    num = 6  # Few enough to be tied sometimes.
     result, drawn = solved(make(name, mode, num)), sampled(num)
     tied, differs = 0, 0
     for b in range(len(SEEDS)):

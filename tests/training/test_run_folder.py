@@ -112,6 +112,18 @@ def test_a_config_with_differences_is_refused(tmp_path):
     ]
 
 
+def test_a_field_that_is_younger_than_the_run_counts_with_its_default(tmp_path):
+    older = to_dict(Config())
+    del older["stepsize"], older["search"]["policy"]
+    write_config(tmp_path, older)
+    assert check_same_config(tmp_path, Config()) == []
+    with pytest.raises(UserError, match=r"\(stepsize: 0.1 -> 0.2\)"):
+        check_same_config(tmp_path, Config(stepsize=0.2))
+    write_config(tmp_path, older | {"gone": 1})
+    with pytest.raises(UserError, match=r"gone: 1 -> \(absent\)"):
+        check_same_config(tmp_path, Config())
+
+
 def test_a_foreign_folder_is_refused(tmp_path):
     (tmp_path / ".config.json.partial").write_text("{")
     assert read_config(tmp_path) is None
