@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alphallm.errors import UserError
-from alphallm.evaluation import intervals, plans, strategies
+from alphallm.evaluation import adaptive, intervals, plans, strategies
 from alphallm.evaluation.plans import Strategy
 from alphallm.evaluation.strategies import Result
 from alphallm.models import LanguageModel
@@ -120,6 +120,9 @@ def solve_all(
     number = len(problems.index)
     if number == 0:
         raise UserError("There are no problems to solve: give a split or a number of problems that is not empty.")
+    if strategy.name == "adaptive":
+        run = lambda rung, some: solve_all(model, task, rung, params, some, seed, batch_size)
+        return adaptive.solve(run, task, strategy, problems)
     params = jax.device_put(params, jax.local_devices()[0])
     program = _program(model, task, strategies.program(strategy), keep_solutions, batch_size)
     results, seconds = [], 0.0

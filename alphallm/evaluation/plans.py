@@ -15,7 +15,7 @@ SEARCHES = ("search", *_CHOICES, "search_early", "puct", "alpha", "depth_first",
 # Strategies that differ from another one only by the rule that picks the answer: (that one, a name in solutions.RULES).
 RULE_OF = {"majority": ("best_of_n", "majority"), "weighted": ("best_of_n", "weighted")}
 RULE_OF |= {name: ("search", name.removeprefix("search_")) for name in _CHOICES}
-STRATEGIES = ("greedy", *SAMPLED, *BEAMS, *SEARCHES)
+STRATEGIES = ("greedy", *SAMPLED, *BEAMS, *SEARCHES, "adaptive")
 DEFAULT_STRATEGIES = ("greedy", "best_of_n", "majority", "value_greedy", "search", "search_uniform")
 _LISTED = ("search_listed", "search_uniform")
 _VERIFIED_ONLY = (*_LISTED, "pass_at_k")
@@ -32,7 +32,7 @@ class Strategy:
 
     name: str  # one of STRATEGIES.
     mode: str  # one of MODES; "both" for greedy, which has nothing to choose.
-    knob: int  # sampled chains, candidates of value_greedy, beams of others, simulations of a search.
+    knob: int  # sampled chains, candidates of value_greedy, beams of others, simulations, mean tokens of `adaptive`.
     search: SearchConfig  # of a search, with the knob as its number of simulations; of others, what they use of it.
 
     @property
@@ -44,6 +44,8 @@ class Strategy:
             return f"K={self.knob}"
         if self.name in SAMPLED:
             return f"N={self.knob}"
+        if self.name == "adaptive":
+            return f"{self.knob} tokens on average"
         if self.name in BEAMS:
             return f"{self.knob} beams x {self.search.num_candidates}"
         width = "all legal" if self.search.proposer == "listed" else self.search.num_candidates
@@ -76,6 +78,8 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
         expansions = _expansions(task, search, left)
         search = dataclasses.replace(search, num_candidates=left // (expansions * task.max_step))
         return with_simulations(task, search, name, mode, expansions - 1)
+    if name == "adaptive":
+        return Strategy(name, mode, budget, search)
     used = {name: getattr(search, name) for name in ("min_p", "value_scale", "visit_offset")}
     if name in ("beam", "dvts"):
         used["num_candidates"] = search.num_candidates
@@ -119,7 +123,7 @@ def smallest_budget(task, search: SearchConfig, name: str) -> int:
     """The smallest budget of a strategy: one chain, one beam, or what a search needs for an answer and a greedy one."""
     if name in ("beam", "dvts"):
         return _chain(task) * search.num_candidates
-    if name not in SEARCHES:
+    if name not in (*SEARCHES, "adaptive"):
         return _chain(task)
     if name in _LISTED or search.proposer == "listed":
         root, later = _listed(task)

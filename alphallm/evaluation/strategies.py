@@ -27,6 +27,8 @@ task's `done`, which says only that an answer is complete, is read in both. Scor
     depth_first      search that goes always on from the best candidate by value until nothing below it is open (DFS-V).
     search_listed    search over all legal steps instead of those that the policy proposes, as in classic AlphaZero.
                      Verified mode only, since it knows the rules.
+    adaptive         greedy's answers for the problems that it is sure of, more and more search for the others, within
+                     a mean budget; see `adaptive`. The only one whose answers depend on the other problems.
     search_uniform   search_listed knowing nothing: every token as likely as any other, value 1/2 everywhere. It tells
                      learning from enumeration. Verified mode only, since it can not judge.
 """
