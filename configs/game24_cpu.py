@@ -28,12 +28,10 @@ def get_config() -> Config:
         search=SearchConfig(num_simulations=16, num_candidates=16, max_considered=4, value_scale=0.4),
         targets=TargetConfig(nodes="all", rows_per_tree=6, policy="rest", legal_share=0.05),
         training=TrainingConfig(
-            num_iterations=280,
+            num_iterations=220,
             problems_per_iteration=64,
             learner_steps=16,
             rows_per_lane=1,
-            # Four candidates of a row teach as much as eight, in six tenths of the learner's time.
-            candidates_per_row=4,
         ),
         evaluation=EvaluationConfig(every=40, num_problems=100, num_simulations=32),
         checkpoints=CheckpointConfig(every=40, keep=2),
