@@ -1,9 +1,10 @@
 """Compares strategies, budgets and runs: `python -m alphallm.evaluate --workdir=runs/a,runs/b --split=test`.
 
-A workdir is a run's folder or one of exported weights; a run keeps those of its warm start in `warm_start`. A row is
-printed and written to evaluation.json as soon as it is known; in the end come tables of all rows and of paired
-differences, and evaluation.png. Both files go into the first workdir, or --output. Rows that evaluation.json has
-already are not run again, so a comparison that was stopped goes on, and one that is finished can be added to.
+A workdir is a run's folder or one of exported weights; a run keeps those of its warm start in `warm_start`, and
+`runs/a@120` is its checkpoint of step 120, if it was kept. A row is printed and written to evaluation.json as soon as
+it is known; in the end come tables of all rows and of paired differences, and evaluation.png. Both files go into the
+first workdir, or --output. Rows that evaluation.json has already are not run again, so a comparison that was stopped
+goes on, and one that is finished can be added to.
 """
 
 import os

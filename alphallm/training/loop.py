@@ -187,10 +187,14 @@ def _last_results(workdir: str) -> dict[str, float]:
 def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
     """Config and parameters of a run's folder (its newest checkpoint) or of an exported folder.
 
-    `which` is "average" or "latest"; an export holds the average only.
+    `FOLDER@STEP` is the run's checkpoint of that step, if it was kept. `which` is "average" or "latest"; an export
+    holds the average only.
     """
     if which not in PARAMS:
         raise UserError(f"Unknown parameters {which!r}: give one of {', '.join(PARAMS)}.")
+    folder, at, number = workdir.rpartition("@")
+    step = int(number) if at and number.isdecimal() and not os.path.exists(workdir) else None
+    workdir = folder if step is not None else workdir
     if os.path.exists(os.path.join(workdir, "weights.safetensors")):
         params, exported, _ = load_export(workdir)
         return from_dict(Config, exported), params
@@ -202,7 +206,7 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
     params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     field = PARAMS[which]
     template = {"learner": {field: params}}
-    state, _ = Checkpoints(os.path.join(workdir, "checkpoints")).restore(template, partial=True)
+    state, _ = Checkpoints(os.path.join(workdir, "checkpoints")).restore(template, step, partial=True)
     return config, state["learner"][field]
 
 

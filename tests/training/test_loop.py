@@ -106,6 +106,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_saved_again(tmp_path, trainer):
     assert states_equal(one, other)
 
 
+def test_an_older_checkpoint_is_named_by_its_step(tmp_path, trainer):
+    train(CONFIG, str(tmp_path), make_trainer=lambda _: trainer)
+    newest, same, older = (loop.load_params(f"{tmp_path}{at}")[1] for at in ("", "@5", "@4"))
+    assert states_equal(newest, same) and not states_equal(newest, older)
+    with pytest.raises(UserError, match=r"no checkpoint of step 3 .* has steps \[4, 5\]"):
+        loop.load_params(f"{tmp_path}@3")
+
+
 def test_a_run_that_had_ended_exports_the_same_again(tmp_path, trainer):
     first = train(CONFIG, str(tmp_path), make_trainer=lambda _: trainer)
     files = ("weights.safetensors", "metrics.json", "config.json")
