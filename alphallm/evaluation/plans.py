@@ -11,7 +11,18 @@ from alphallm.search import SearchConfig
 SAMPLED = ("best_of_n", "majority", "weighted", "pass_at_k")
 BEAMS = ("value_greedy", "beam", "dvts")
 _CHOICES = ("search_value", "search_majority", "search_weighted", "search_visited")
-SEARCHES = ("search", *_CHOICES, "search_early", "puct", "alpha", "depth_first", "search_listed", "search_uniform")
+SEARCHES = (
+    "search",
+    *_CHOICES,
+    "search_early",
+    "puct",
+    "alpha",
+    "rollout",
+    "rap",
+    "depth_first",
+    "search_listed",
+    "search_uniform",
+)
 # Strategies that differ from another one only by the rule that picks the answer: (that one, a name in solutions.RULES).
 RULE_OF = {"majority": ("best_of_n", "majority"), "weighted": ("best_of_n", "weighted")}
 RULE_OF |= {name: ("search", name.removeprefix("search_")) for name in _CHOICES}
@@ -19,8 +30,8 @@ STRATEGIES = ("greedy", *SAMPLED, *BEAMS, *SEARCHES, "adaptive")
 DEFAULT_STRATEGIES = ("greedy", "best_of_n", "majority", "value_greedy", "search", "search_uniform")
 _LISTED = ("search_listed", "search_uniform")
 _VERIFIED_ONLY = (*_LISTED, "pass_at_k")
-_POLICIES: dict[str, Literal["puct", "depth_first"]] = {
-    "puct": "puct", "alpha": "puct", "depth_first": "depth_first"
+_POLICIES: dict[str, Literal["puct", "uct", "depth_first"]] = {
+    "puct": "puct", "alpha": "puct", "rollout": "puct", "rap": "uct", "depth_first": "depth_first"
 }  # fmt: skip
 MODES = ("verified", "value_only")
 DEFAULT_BUDGETS = (300, 1000, 3000)
@@ -111,7 +122,10 @@ def with_simulations(task, search: SearchConfig, name: str, mode: str, simulatio
         search, num_simulations=simulations, max_considered=considered, dirichlet_fraction=0.0, proposer=proposer
     )
     if name in _POLICIES:
-        config = dataclasses.replace(config, policy=_POLICIES[name], commit_every=0)
+        config = dataclasses.replace(
+            config, policy=_POLICIES[name], commit_every=0, rollout=name in ("rollout", "rap"),
+            values="likelihood" if name == "rap" else "head",
+        )  # fmt: skip
     if name == "alpha":  # The last step's candidates are finished answers: nothing is left to search below them.
         config = dataclasses.replace(config, commit_every=-(-simulations // max(1, task.max_steps - 1)))
     if name == "search_early":

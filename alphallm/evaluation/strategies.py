@@ -24,6 +24,10 @@ task's `done`, which says only that an answer is complete, is read in both. Scor
     puct             search with PUCT, whatever policy the run's search has.
     alpha            PUCT that commits to a step after each share of its simulations and goes on below it, with the
                      subtree that it has there (MCTS-alpha of TS-LLM).
+    rollout          PUCT whose simulations each go on to the end of an answer before anything is backed up
+                     (MCTS-Rollout of TS-LLM).
+    rap              the same with UCT, and with the likelihood of the steps instead of the value head (RAP, Hao et al.
+                     2023).
     depth_first      search that goes always on from the best candidate by value until nothing below it is open (DFS-V).
     search_listed    search over all legal steps instead of those that the policy proposes, as in classic AlphaZero.
                      Verified mode only, since it knows the rules.

@@ -1,8 +1,9 @@
 """Which candidate a simulation follows, and which one the search commits to.
 
 Gumbel MuZero (Danihelka et al. 2022) or PUCT (Silver et al. 2017, Schrittwieser et al. 2020), both on Q-values
-completed by the candidates' own values; or depth-first search by value (DFS-V of TS-LLM, Feng et al. 2023, after Tree
-of Thoughts, Yao et al. 2023). Functions take mctx's tree without its batch axis, as mctx calls them.
+completed by the candidates' own values; UCT (Kocsis and Szepesvari 2006) as RAP has it (Hao et al. 2023); or
+depth-first search by value (DFS-V of TS-LLM, Feng et al. 2023, after Tree of Thoughts, Yao et al. 2023). Functions take
+mctx's tree without its batch axis, as mctx calls them.
 """
 
 import math
@@ -22,6 +23,8 @@ class ExtraData:
 
     root_gumbel: jax.Array  # float32 [K]
     key: jax.Array  # the problem's key.
+    # int32 [D]: the candidates, from the root on, by which a rollout goes on; -1 where the policy chooses.
+    rollout: jax.Array
 
 
 def completed_q(tree, node_index, completion: str) -> jax.Array:
@@ -56,10 +59,9 @@ def scaled_q(tree, node_index, config: SearchConfig) -> jax.Array:
 
 def root_action_selection(config: SearchConfig):
     """The selection at the root, in mctx's form."""
-    if config.policy == "puct":
-        return lambda key, tree, node_index: _puct(tree, node_index, config)
-    if config.policy == "depth_first":
-        return lambda key, tree, node_index: _depth_first(tree, node_index)
+    if config.policy != "gumbel":
+        inside = interior_action_selection(config)
+        return lambda key, tree, node_index: inside(key, tree, node_index, 0)
 
     def select(key, tree, node_index):
         """Sequential halving over what is open (Danihelka et al. 2022, Algorithm 2).
@@ -101,10 +103,21 @@ def _halving_turns(num_considered: int, num_simulations: int) -> list[int]:
 
 def interior_action_selection(config: SearchConfig):
     """The selection below the root, in mctx's form."""
-    if config.policy == "puct":
-        return lambda key, tree, node_index, depth: _puct(tree, node_index, config)
     if config.policy == "depth_first":
         return lambda key, tree, node_index, depth: _depth_first(tree, node_index)
+    if config.policy in ("puct", "uct"):
+        choose = _puct if config.policy == "puct" else _uct
+
+        def follow(key, tree, node_index, depth):
+            del key
+            chosen = choose(tree, node_index, config)
+            if not config.rollout:
+                return chosen
+            level = jnp.minimum(jnp.int32(depth), tree.extra_data.rollout.shape[0] - 1)  # mctx's depth is a float.
+            forced = tree.extra_data.rollout[level]
+            return jnp.where(forced >= 0, forced, chosen)
+
+        return follow
 
     def select(key, tree, node_index, depth):
         """Keeps visits in proportion to the improved policy over what is open (Danihelka et al. 2022, section 5)."""
@@ -144,6 +157,14 @@ def _puct(tree, node_index, config: SearchConfig):
     )
 
 
+def _uct(tree, node_index, config: SearchConfig):
+    """Q + c sqrt(ln N / max(1, n)) over open candidates, Q of an unvisited one being its own value, as RAP has it."""
+    visits = tree.children_visits[node_index]
+    bonus = jnp.sqrt(jnp.log(jnp.maximum(tree.node_visits[node_index], 1)) / jnp.maximum(visits, 1))
+    score = completed_q(tree, node_index, config.completion) + config.exploration * bonus
+    return jnp.argmax(jnp.where(_selectable(tree, node_index), score, -1.0)).astype(jnp.int32)
+
+
 def _depth_first(tree, node_index):
     """The open candidate that was visited before, of which there is at most one; else the one of the largest value.
 
@@ -172,14 +193,14 @@ def final_action(tree, config: SearchConfig) -> jax.Array:
     """The root candidate [B] that the search commits to.
 
     Gumbel: among the most visited, and those that are known exactly, the largest g + logits + sigma(q)
-    (Danihelka et al. 2022, Algorithm 2). PUCT: the most visited; Q decides ties. Depth-first: the largest Q.
+    (Danihelka et al. 2022, Algorithm 2). PUCT and UCT: the most visited; Q decides ties. Depth-first: the largest Q.
     """
     node = tree.embeddings
     valid_BK = node.valid_BK[:, 0]
     visits_BK = tree.children_visits[:, 0]
-    if config.policy in ("puct", "depth_first"):
+    if config.policy != "gumbel":
         q_BK = jax.vmap(lambda t: completed_q(t, 0, config.completion))(tree)
-        score_BK = 0.5 * q_BK + (visits_BK if config.policy == "puct" else 0)
+        score_BK = 0.5 * q_BK + (0 if config.policy == "depth_first" else visits_BK)
     else:
         exact_BK = ~node.open_BK[:, 0]
         considered_BK = exact_BK | (visits_BK == jnp.max(visits_BK, -1, keepdims=True))

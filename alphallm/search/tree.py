@@ -15,7 +15,7 @@ from alphallm.types import pytree
 class SearchConfig:
     """How a tree is grown."""
 
-    policy: Literal["gumbel", "puct", "depth_first"] = "gumbel"
+    policy: Literal["gumbel", "puct", "uct", "depth_first"] = "gumbel"
     num_simulations: int = 32
     # How a node's K candidate steps are got: without replacement, as i.i.d. samples, or listed by the task.
     proposer: Literal["gumbel_top_k", "iid", "listed"] = "gumbel_top_k"
@@ -33,7 +33,13 @@ class SearchConfig:
     value_scale: float = 0.1  # sigma(q) = (visit_offset + largest visit count) * value_scale * q.
     visit_offset: float = 50.0
     max_considered: int = 8  # root candidates that sequential halving starts from.
-    exploration: float = 1.25  # PUCT's c_1.
+    # What a position is worth: the value head's reading, or the mean likelihood of the tokens of each step on the way,
+    # averaged over steps (RAP, Hao et al. 2023, section 3.2).
+    values: Literal["head", "likelihood"] = "head"
+    # A simulation goes on from its new node, candidate by candidate, to the end of an answer, and only what it finds
+    # there is backed up (MCTS-Rollout of TS-LLM, RAP). Each node on the way counts as a simulation.
+    rollout: bool = False
+    exploration: float = 1.25  # PUCT's c_1; UCT's factor.
     prune: float = 0.0  # depth_first: a candidate of a smaller value is continued only when no other is left.
     # PUCT: after so many simulations the search takes the most visited step and goes on below it, with the subtree and
     # its pages (MCTS-alpha of TS-LLM, Feng et al. 2023); 0 never does.
@@ -55,6 +61,10 @@ class SearchConfig:
         check_range(self, 0, math.inf, "commit_every")
         if self.commit_every and self.policy != "puct":
             raise ValueError(f"commit_every={self.commit_every} needs policy='puct', not {self.policy!r}.")
+        if self.rollout and self.policy not in ("puct", "uct"):
+            raise ValueError(f"rollout needs policy='puct' or 'uct', not {self.policy!r}.")
+        if self.rollout and self.commit_every:
+            raise ValueError("rollout and commit_every do not go together: set one of them.")
 
 
 @pytree

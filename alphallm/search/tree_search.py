@@ -32,6 +32,7 @@ class Node:
     path_length_BD: jax.Array  # int32: tokens on each page.
     length_B: jax.Array  # int32: tokens of prompt and path.
     log_prob_B: jax.Array  # float32: the policy's log-probability of the path.
+    likelihood_B: jax.Array  # float32: the mean likelihood of the tokens of each step on the path, summed over steps.
     state: TaskState
     candidates: decode.Candidates
     valid_BK: jax.Array  # bool: may be chosen.
@@ -95,6 +96,8 @@ def search(
             if config.early_stop:
                 cell.settled_B = _settled(tree, verified_B, config.answer_scale)
             rng_key, tree = body(simulation, (rng_key, tree))
+            if config.rollout:
+                tree = _roll_on(carry[0][1], tree, simulation + 1, task.max_steps)
             tree = _close_exhausted(tree, simulation + 1, task.max_steps)
             return (rng_key, tree), cell.pool
 
@@ -131,7 +134,11 @@ def search(
         num_simulations=config.num_simulations,
         max_depth=task.max_steps,
         invalid_actions=~root.open_BK,
-        extra_data=selection.ExtraData(root_gumbel=root.candidates.root_gumbel_BK, key=key_B),
+        extra_data=selection.ExtraData(
+            root_gumbel=root.candidates.root_gumbel_BK,
+            key=key_B,
+            rollout=jnp.full((key_B.shape[0], task.max_steps), -1, jnp.int32),
+        ),
         loop_fn=loop_fn,
     )
     return _result(tree, config)
@@ -171,7 +178,7 @@ class _Expander:
         candidates = self._propose(prefix, problem.state, keys_B)
         return self._node(
             candidates, problem.state, expanded, expanded, jnp.zeros((batch,), jnp.int32), prefix.value_B, none, none,
-            prefix.length_B, jnp.zeros((batch,)),
+            prefix.length_B, jnp.zeros((batch,)), jnp.zeros((batch,)),
         )  # fmt: skip
 
     def expand(self, prompt: decode.Prefix, pool, simulation, action_B, parent: Node, settled_B):
@@ -192,6 +199,7 @@ class _Expander:
         path_length_BD = jnp.where(own_BD, step_length_B[:, None], parent.path_length_BD)
         depth_B, length_B = parent.depth_B + 1, parent.length_B + step_length_B
         log_prob_B = parent.log_prob_B + parent.candidates.log_prob_BK[row, action_B]
+        likelihood_B = parent.likelihood_B + _likelihood(parent.candidates)[row, action_B]
 
         def run(pool):
             pages = _gather_path(pool, parent.path_BD)
@@ -215,8 +223,9 @@ class _Expander:
         candidates, raw_value_B, page = lax.cond(jnp.any(expanded_B), run, skip, pool)
         legal_B = parent.legal_B & parent.legal_BK[row, action_B]
         node = self._node(
-            candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B, log_prob_B
-        )
+            candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B, log_prob_B,
+            likelihood_B,
+        )  # fmt: skip
         value_B = self.backed_up_value(node)
         # Where nothing was expanded, the candidate's own value is all there is: its reward if it was verified.
         reward_B = jnp.where(expanded_B, 0.0, parent.child_value_BK[row, action_B])
@@ -275,7 +284,7 @@ class _Expander:
 
     def _node(
         self, candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B,
-        log_prob_B,
+        log_prob_B, likelihood_B,
     ) -> Node:  # fmt: skip
         """Verifies the candidates. What the caller may not see is masked here, once."""
         over_candidates = jax.vmap(jax.vmap(self.task.step, in_axes=(None, 0, 0)))
@@ -283,7 +292,11 @@ class _Expander:
         allowed = jnp.where(self.masked_B[:, None], verdict.legal, decode.likely(candidates, self.config.min_p))
         valid = candidates.valid_BK & allowed & expanded_B[:, None]
         known = self.verified_B[:, None] & verdict.done
-        child_value = jnp.where(known, verdict.reward, candidates.value_BK)
+        value_BK = candidates.value_BK
+        if self.config.values == "likelihood":
+            value_BK = (likelihood_B[:, None] + _likelihood(candidates)) / (depth_B[:, None] + 1)
+            raw_value_B = likelihood_B / jnp.maximum(depth_B, 1)
+        child_value = jnp.where(known, verdict.reward, value_BK)
         child_value = jnp.where(valid, child_value, 0.0)
         at_limit = depth_B[:, None] + 1 >= self.task.max_steps
         prior_logits = jnp.where(valid, candidates.prior_logits_BK, decode.LOG_ZERO)
@@ -297,6 +310,7 @@ class _Expander:
             path_length_BD=path_length_BD,
             length_B=length_B,
             log_prob_B=log_prob_B,
+            likelihood_B=likelihood_B,
             state=state,
             candidates=dataclasses.replace(candidates, prior_logits_BK=prior_logits),
             valid_BK=valid,
@@ -306,6 +320,11 @@ class _Expander:
             legal_BK=verdict.legal,
             open_BK=valid & ~verdict.done & ~at_limit & worth,
         )
+
+
+def _likelihood(candidates: decode.Candidates) -> jax.Array:
+    """float32 [B, K]: the geometric mean of a candidate's token probabilities."""
+    return jnp.exp(candidates.log_prob_BK / jnp.maximum(candidates.length_BK, 1))
 
 
 def _gather_path(pool: KeyValues, path_BD: jax.Array) -> KeyValues:
@@ -330,6 +349,40 @@ def _close_exhausted(tree, node_index, max_steps: int):
         open_BNK = open_BNK.at[row, parent_B, action_B].set(open_BNK[row, parent_B, action_B] & ~closes)
         node_B = parent_B
     return tree.replace(embeddings=dataclasses.replace(tree.embeddings, open_BK=open_BNK))
+
+
+def _roll_on(before, after, node_index, max_steps: int):
+    """The tree after a simulation of a rollout. Where the rollout goes on, nothing is backed up yet, and the way to the
+    best candidate of the new node is what the next simulation follows; else the next one is free again.
+    """
+    row = jnp.arange(after.node_values.shape[0])
+    node: Node = after.embeddings
+    value_BK = jnp.where(node.valid_BK[:, node_index], node.child_value_BK[:, node_index], -1.0)
+    best_B = jnp.argmax(value_BK, -1)
+    goes_on_B = node.expanded_B[:, node_index] & node.open_BK[row, node_index, best_B]
+
+    depth_B = node.depth_B[:, node_index]
+    way_BD = jnp.where(jnp.arange(max_steps)[None] == depth_B[:, None], best_B[:, None], -1)
+    node_B = jnp.full_like(row, node_index)
+    for _ in range(max_steps):
+        parent_B, action_B = after.parents[row, node_B], after.action_from_parent[row, node_B]
+        above_B = jnp.maximum(parent_B, 0)
+        here_BD = jnp.arange(max_steps)[None] == node.depth_B[row, above_B][:, None]
+        way_BD = jnp.where(here_BD & (parent_B >= 0)[:, None], action_B[:, None], way_BD)
+        node_B = above_B
+    rollout = jnp.where(goes_on_B[:, None], way_BD, -1).astype(jnp.int32)
+
+    new_BN = jnp.arange(after.node_values.shape[1])[None] == node_index
+    waits_BN = goes_on_B[:, None] & ~new_BN
+    waits_BNK = waits_BN[..., None]
+    return after.replace(
+        # A node whose rollout goes on has no visit yet, so that its first one will be its mean.
+        node_visits=jnp.where(waits_BN, before.node_visits, jnp.where(goes_on_B[:, None], 0, after.node_visits)),
+        node_values=jnp.where(waits_BN, before.node_values, after.node_values),
+        children_visits=jnp.where(waits_BNK, before.children_visits, after.children_visits),
+        children_values=jnp.where(waits_BNK, before.children_values, after.children_values),
+        extra_data=dataclasses.replace(after.extra_data, rollout=rollout),
+    )
 
 
 def _settled(tree, verified_B, scale: float) -> jax.Array:

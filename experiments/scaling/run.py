@@ -67,7 +67,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
 
 def training_flops(config, task, model, metrics: Sequence[dict[str, Any]], step: int) -> float:
-    """What a run had spent after `step` ticks: what its trees wrote and appended, and three times the learner's rows."""
+    """What a run had spent after `step` ticks: its warm start, what its trees wrote, and what it learnt."""
     chain = task.max_prompt + task.max_steps * task.max_step
     warm = min(step * 20, config.warm_start.num_steps) * config.warm_start.batch_size * chain * 3
     row = task.max_prompt + (task.max_steps - 1 + config.training.candidates_per_row) * task.max_step

@@ -23,7 +23,7 @@ SEARCH = SearchConfig(num_simulations=3, num_candidates=4, max_considered=4)
 KNOBS = {"greedy": 0, "value_greedy": 4, "best_of_n": 6, "majority": 6, "search": 3}
 KNOBS |= {"search_listed": 3, "search_uniform": 3, "weighted": 6, "beam": 3, "dvts": 3, "puct": 3, "depth_first": 3}
 KNOBS |= {"pass_at_k": 3, "search_value": 3, "search_majority": 3, "search_weighted": 3, "search_visited": 3}
-KNOBS |= {"search_early": 3, "alpha": 3, "adaptive": 40}
+KNOBS |= {"rollout": 3, "rap": 3, "search_early": 3, "alpha": 3, "adaptive": 40}
 VERIFIED_ONLY = ("search_listed", "search_uniform", "pass_at_k")
 NONE = SearchConfig()
 

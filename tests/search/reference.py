@@ -27,6 +27,7 @@ class Node:
     index: int
     raw_value: float = 0.0
     known: float | None = None
+    likelihood: float = 0.0
     visits: int = 1
     value: float = 0.0
     candidates: list = dataclasses.field(default_factory=list)
@@ -50,6 +51,7 @@ class Candidate:
     open: bool
     child: Node | None = None
     visits: int = 0
+    likelihood: float = 0.0
 
     @property
     def q(self):
@@ -68,7 +70,7 @@ class Reference:
         root = self.nodes[0]
         self.budget = min(config.max_considered, len(root.candidates), len(root.open()))
         self.schedule = sequential_halving(self.budget, config.num_simulations)
-        self.root, roots = root, [root]
+        self.root, roots, self.rolling = root, [root], []
         for simulation in range(config.num_simulations):
             self.simulate(simulation)
             if config.commit_every and (simulation + 1) % config.commit_every == 0:
@@ -87,19 +89,25 @@ class Reference:
             self.root = child
 
     def simulate(self, simulation):
-        node, path = self.root, []
-        while True:
-            candidate = self.select(node)
-            path.append((node, candidate))
-            if candidate.child is None or len(path) == self.task.max_steps:
-                break
-            node = candidate.child
+        path = self.rolling
+        node = path[-1][0] if path else self.root
+        while not (path and (path[-1][1].child is None or len(path) == self.task.max_steps)):
+            node = path[-1][1].child if path else self.root
+            path.append((node, self.select(node)))
+        node, candidate = path[-1]
         if candidate.child is None:
             candidate.child = self.child(node, candidate, simulation + 1)
             self.nodes.append(candidate.child)
         else:  # mctx makes the stand-in at the depth limit again.
             candidate.child.visits += 1
             self.nodes.append(None)
+        self.rolling = []
+        if self.config.rollout and candidate.child.known is None:
+            best = max(candidate.child.candidates, key=lambda c: c.own_value if c.valid else -1.0)
+            if best.open:  # The rollout goes on: nothing is backed up before it ends.
+                candidate.child.visits = 0
+                self.rolling = [*path, (candidate.child, best)]
+                return
         outcome = candidate.child.value
         for node, candidate in reversed(path):
             if candidate.child.known is not None:
@@ -116,10 +124,12 @@ class Reference:
         depth = node.depth + 1
         if candidate.done or not candidate.valid or depth == self.task.max_steps:
             return Node([], None, depth, index, known=candidate.own_value, candidates=[nothing()])
-        return self.expand(node.history + list(candidate.tokens[: candidate.length]), candidate.state, depth, index)
+        history = node.history + list(candidate.tokens[: candidate.length])
+        return self.expand(history, candidate.state, depth, index, node.likelihood + candidate.likelihood)
 
-    def expand(self, history, state, depth, index) -> Node:
-        node = Node(history, state, depth, index)
+    def expand(self, history, state, depth, index, likelihood=0.0) -> Node:
+        """`likelihood` is the sum of the steps' on the way."""
+        node = Node(history, state, depth, index, likelihood=likelihood)
         prefix, got = propose(self.model, self.task, self.config, self.params, history, state, self.key, index)
         prior_logits = got.log_prob_BK if self.config.prior == "policy" else got.prior_logits_BK
         likeliest = float(jnp.exp(jnp.max(jnp.where(got.valid_BK, got.log_prob_BK, -jnp.inf))))
@@ -128,18 +138,22 @@ class Reference:
             after, reward, done, legal = self.task.plain_step(state, tokens, length)
             likely = float(jnp.exp(got.log_prob_BK[0, k])) >= self.config.min_p * likeliest
             valid = bool(got.valid_BK[0, k]) and (legal if self.masked else likely)
-            own = reward if self.verified and done else float(got.value_BK[0, k])
+            step = math.exp(float(got.log_prob_BK[0, k]) / max(1, length))
+            read = float(got.value_BK[0, k]) if self.config.values == "head" else (likelihood + step) / (depth + 1)
+            own = reward if self.verified and done else read
             own = own if valid else 0.0
             node.candidates.append(
                 Candidate(
                     tokens, length, float(prior_logits[0, k]) if valid else decode.LOG_ZERO, 0.0,
                     float(got.root_gumbel_BK[0, k]), own, valid, done, reward, after,
-                    valid and not done and depth + 1 < self.task.max_steps and own >= self.least,
+                    valid and not done and depth + 1 < self.task.max_steps and own >= self.least, likelihood=step,
                 )
             )  # fmt: skip
         for c, p in zip(node.candidates, softmax([c.logit for c in node.candidates]), strict=True):
             c.prior = p
         node.raw_value = float(prefix.value_B[0])
+        if self.config.values == "likelihood":
+            node.raw_value = likelihood / max(1, depth)
         node.value = self.node_value(node, node.raw_value)
         return node
 
@@ -174,6 +188,8 @@ class Reference:
             return node.candidates[0]
         if self.config.policy == "puct":
             return self.puct(node)
+        if self.config.policy == "uct":
+            return self.uct(node)
         if self.config.policy == "depth_first":
             return self.deeper(node)
         return self.halve(node) if node is self.nodes[0] else self.improve(node)
@@ -218,12 +234,19 @@ class Reference:
         }
         return max(among, key=lambda c: score[id(c)])
 
+    def uct(self, node):
+        """RAP's: an unvisited candidate counts with its own value and as if visited once."""
+        among = node.open() or [c for c in node.candidates if c.valid]
+        q = {id(c): value for c, value in zip(node.candidates, self.completed(node), strict=True)}
+        bonus = lambda c: math.sqrt(math.log(max(1, node.visits)) / max(1, c.visits))
+        return max(among, key=lambda c: q[id(c)] + self.config.exploration * bonus(c))
+
     def final_action(self) -> int:
         root = self.root
         valid = [i for i, c in enumerate(root.candidates) if c.valid]
         if not valid:
             return 0
-        if self.config.policy == "puct":
+        if self.config.policy in ("puct", "uct"):
             q = self.completed(root)
             return max(valid, key=lambda i: root.candidates[i].visits + 0.5 * q[i])
         if self.config.policy == "depth_first":

@@ -52,6 +52,8 @@ VARIANTS = {
 CASES = [(policy, name, options) for policy in ("gumbel", "puct") for name, options in VARIANTS.items()]
 CASES += [("depth_first", name, VARIANTS[name] | {"prune": prune}) for name, prune in (("default", 0.0), ("iid", 0.4))]
 CASES += [("puct", f"commit {name}", VARIANTS[name] | {"commit_every": 7}) for name in ("default", "value backup")]
+CASES.append(("puct", "rollout", {"rollout": True}))
+CASES += [("uct", name, {"values": "likelihood", "rollout": name == "rap"}) for name in ("plain", "rap")]
 CASES.append(("gumbel", "policy as prior", {"prior": "policy", "backup": "children", "completion": "mixed_value"}))
 
 
