@@ -46,7 +46,7 @@ def solve(run: Run, task, strategy: Strategy, problems: Problem) -> tuple[Result
     for budget, search in rungs(task, strategy):
         sure_B = _sureness(result, strategy.mode)
         left = strategy.knob * number - int(np.sum(result.spend.tokens_B))
-        unsure = np.argsort(sure_B, kind="stable")
+        unsure = np.lexsort((problems.index, sure_B))  # Not by place: the answers do not depend on the order.
         chosen = unsure[sure_B[unsure] < SURE][: max(0, left // budget)]
         if not len(chosen):
             break
