@@ -1,7 +1,11 @@
 """What every test runs under. It is in the environment, before JAX is imported, so that subprocesses have it too."""
 
+import gc
 import os
 import pathlib
+import sys
+
+import pytest
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -14,3 +18,14 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Compilation is most of the tests' time; the next run, or the next subprocess, has it from the disk.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_REPOSITORY / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_what_was_compiled():
+    """Every compiled function takes memory mappings, of which Linux gives a process 65,530; past them XLA crashes."""
+    yield
+    if "alphallm.evaluation.compare" in sys.modules:
+        sys.modules["alphallm.evaluation.compare"]._program.cache_clear()
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
