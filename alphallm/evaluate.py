@@ -8,7 +8,7 @@ goes on, and one that is finished can be added to.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +54,12 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         "split": options.split, "num_problems": len(problems.index), "seeds": options.seeds,
         "configs": [to_dict(config) for config, _ in loaded],
     }  # fmt: skip
-    output = options.output or options.workdir[0]
+    if not any(planned):
+        raise UserError(
+            f"There is nothing to evaluate: none of {', '.join(options.strategies)} has the mode "
+            f"{' or '.join(options.modes)}."
+        )
+    output = options.output or folder_of(options.workdir[0])
     known = rows_of_before(os.path.join(output, report.JSON), about)
     rows = run(contestants, planned, problems, options, about, output, known)
     show(rows, output, f"{options.split}, {len(problems.index)} problems, {options.seeds} seed(s)", options.axis)
@@ -84,6 +89,13 @@ def load(workdir: str, which: str) -> tuple[Any, Any]:
     from alphallm.training.loop import load_params  # takes seconds to import, which a wrong option need not wait for
 
     return load_params(workdir, which)
+
+
+def folder_of(workdir: str) -> str:
+    """A run's folder, also of one of its checkpoints."""
+    from alphallm.training.loop import split_step
+
+    return split_step(workdir)[0]
 
 
 def enter(names: Sequence[str], loaded: Sequence[tuple[Any, Any]]) -> list[Contestant]:
@@ -134,24 +146,28 @@ def common_budgets(contestants: Sequence[Contestant], strategies: Sequence[str])
 
 
 def rows_of_before(path: str, about: dict[str, Any]) -> list[Row]:
-    """The rows of a comparison on the same problems and seeds. The file of another one is moved aside, never lost."""
+    """The rows of a comparison on the same problems and seeds. Any other file there is moved aside, not lost."""
     if not os.path.exists(path):
         return []
-    rows, content = report.read_json(path)
-    if all(content.get(name) == about[name] for name in ("split", "num_problems", "seeds")):
-        return rows
+    try:
+        rows, content = report.read_json(path)
+        if all(content.get(name) == about[name] for name in ("split", "num_problems", "seeds")):
+            return rows
+        why = f"is of other problems or seeds ({content.get('split')})"
+    except UserError:
+        why = "can not be read as results of this version"
     stem, number = path.removesuffix(".json"), 1
     while os.path.exists(f"{stem}.{number}.json"):
         number += 1
     os.rename(path, f"{stem}.{number}.json")
-    print(f"{path} is of other problems or seeds ({content.get('split')}): moved to {stem}.{number}.json.")
+    print(f"{path} {why}: moved to {stem}.{number}.json.")
     return []
 
 
 def run(contestants, planned, problems, options, about: dict[str, Any], output: str, known: list[Row]) -> list[Row]:
     """All rows, each printed and saved as soon as it is known; behind them those of before that were not asked for."""
     by_identity = {row.identity: row for row in known}
-    say_forecast(contestants, planned, problems, options.seeds)
+    say_forecast(contestants, planned, problems, options.seeds, by_identity)
     rows: list[Row] = []
     with Progress("row", total=sum(map(len, planned)), seconds_between_lines=0.0) as progress:
         for one, strategies in zip(contestants, planned, strict=True):
@@ -165,11 +181,14 @@ def run(contestants, planned, problems, options, about: dict[str, Any], output: 
     return [*rows, *kept]
 
 
-def say_forecast(contestants, planned, problems, seeds: int) -> None:
-    told = [forecast(one, problems, each, seeds) for one, each in zip(contestants, planned, strict=True)]
+def say_forecast(contestants, planned, problems, seeds: int, known: Mapping[str, Row]) -> None:
+    pairs = zip(contestants, planned, strict=True)
+    open_ = [(one, [each for each in some if compare.identity(one, each[1]) not in known]) for one, some in pairs]
+    rows = sum(len(some) for _, some in open_)
+    told = [forecast(one, problems, some, seeds) for one, some in open_ if some]
     tokens, flops, seconds = (sum(getattr(one, name) for one in told) for name in ("tokens", "flops", "seconds"))
     print(
-        f"{sum(map(len, planned))} rows of {len(problems.index)} problems and {seeds} seed(s): at most {tokens:.3g} "
+        f"{rows} rows to run, of {len(problems.index)} problems and {seeds} seed(s): at most {tokens:.3g} "
         f"tokens and {flops:.3g} FLOPs, about {duration(seconds)} on this device and what compilation takes."
     )
 

@@ -63,7 +63,9 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     run(monkeypatch, workdirs, num_problems=5, seeds=2, **asked)
     shown = capsys.readouterr().out
     assert written == [1, 2, 3, 4]  # a stopped comparison keeps what it has
-    assert "4 rows of 5 problems and 2 seed(s): at most 480 tokens" in shown  # 2 runs, (8 + 16) tokens, 10 answers
+    assert (
+        "4 rows to run, of 5 problems and 2 seed(s): at most 480 tokens" in shown
+    )  # 2 runs, (8 + 16) tokens, 10 answers
     assert "row 1/4" in shown
     assert "Paired differences" in shown
     content = json.loads((tmp_path / "a" / "evaluation.json").read_text())
@@ -93,7 +95,8 @@ def test_a_stopped_comparison_goes_on_and_a_finished_one_can_be_added_to(tmp_pat
     capsys.readouterr()
     run(monkeypatch, [folder], strategies=["value_greedy", "greedy", "best_of_n"], **asked)
     assert ran == ["value_greedy"]
-    assert "best_of_n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "0 rows to run, of 5 problems and 1 seed(s): at most 0 tokens" in shown and "best_of_n" in shown
     # Other weights of the same name, and other problems, are other rows.
     exported(tmp_path / "a", seed=1)
     run(monkeypatch, [folder], strategies=["greedy"], **asked)
@@ -102,6 +105,10 @@ def test_a_stopped_comparison_goes_on_and_a_finished_one_can_be_added_to(tmp_pat
     assert "moved to" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "a" / "evaluation.1.json").read_text())["rows"]) == 4
     assert len(json.loads(path.read_text())["rows"]) == 1
+    path.write_text('{"rows": [')
+    run(monkeypatch, [folder], strategies=["greedy"], **{**asked, "num_problems": 4})
+    assert "can not be read as results of this version: moved to" in capsys.readouterr().out
+    assert (tmp_path / "a" / "evaluation.2.json").read_text() == '{"rows": ['
 
 
 def test_a_budget_that_is_too_small_for_a_strategy_leaves_its_row_out(tmp_path, monkeypatch, capsys):
@@ -130,6 +137,7 @@ def test_a_budget_that_is_too_small_for_a_strategy_leaves_its_row_out(tmp_path, 
         ({"num_problems": 10**6}, "--num_problems=1000000, but the split 'test' has"),
         ({"params": "best"}, "Unknown choice of --params 'best'"),
         ({"strategies": []}, "nothing to evaluate"),
+        ({"strategies": ["pass_at_k"], "modes": ["value_only"]}, "none of pass_at_k has the mode value_only"),
     ],
 )
 def test_wrong_options_are_told_before_anything_runs(tmp_path, monkeypatch, changed, words):

@@ -71,6 +71,12 @@ class Row:
         return _identity(self.run, self.weights, self.strategy, self.mode, self.knob, self.search)
 
 
+def identity(contestant: Contestant, strategy: Strategy) -> str:
+    """That of the row which the strategy will give."""
+    search = dataclasses.asdict(strategy.search)
+    return _identity(contestant.run, contestant.weights, strategy.name, strategy.mode, strategy.knob_text, search)
+
+
 def _identity(*of: Any) -> str:
     return json.dumps(of, sort_keys=True)
 
@@ -215,9 +221,7 @@ def evaluate(
     """
     batch_size = min(batch_size, len(problems.index))
     for budget, strategy in planned:
-        search = dataclasses.asdict(strategy.search)
-        name = (contestant.run, contestant.weights, strategy.name, strategy.mode, strategy.knob_text, search)
-        row = (known or {}).get(_identity(*name))
+        row = (known or {}).get(identity(contestant, strategy))
         if row is not None:
             yield dataclasses.replace(row, budget=budget)
             continue
@@ -229,7 +233,8 @@ def evaluate(
         mean = lambda x: float(np.mean(x))
         spend = stacked.spend
         yield Row(
-            contestant.run, contestant.weights, strategy.name, strategy.mode, budget, strategy.knob_text, search,
+            contestant.run, contestant.weights, strategy.name, strategy.mode, budget, strategy.knob_text,
+            dataclasses.asdict(strategy.search),
             solved_SB=stacked.reward_B,
             illegal=1.0 - mean(stacked.legal_B),
             tokens=mean(spend.tokens_B),

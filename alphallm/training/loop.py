@@ -192,9 +192,7 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
     """
     if which not in PARAMS:
         raise UserError(f"Unknown parameters {which!r}: give one of {', '.join(PARAMS)}.")
-    folder, at, number = workdir.rpartition("@")
-    step = int(number) if at and number.isdecimal() and not os.path.exists(workdir) else None
-    workdir = folder if step is not None else workdir
+    workdir, step = split_step(workdir)
     if os.path.exists(os.path.join(workdir, "weights.safetensors")):
         params, exported, _ = load_export(workdir)
         return from_dict(Config, exported), params
@@ -208,6 +206,14 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
     template = {"learner": {field: params}}
     state, _ = Checkpoints(os.path.join(workdir, "checkpoints")).restore(template, step, partial=True)
     return config, state["learner"][field]
+
+
+def split_step(workdir: str) -> tuple[str, int | None]:
+    """`FOLDER@STEP` as folder and step; a folder that is there under its whole name has no step."""
+    folder, _, number = workdir.rpartition("@")
+    if not folder or not number.isdecimal() or os.path.exists(workdir):
+        return workdir, None
+    return folder, int(number)
 
 
 def initial_params(folder: str, template) -> Any:

@@ -118,6 +118,22 @@ def test_best_of_n_is_the_best_of_its_chains(mode):
     assert 0 < (result.reward_B * result.legal_B).mean() < 1
 
 
+@pytest.mark.parametrize("name", ["best_of_n", "search"])
+def test_a_result_may_keep_all_its_solutions(name):
+    plain = solved(make(name))
+    kept = compare.solve_all(MODEL, TASK, make(name), PARAMS, PROBLEMS, 0, 12, keep_solutions=True)[0]
+    assert plain.solutions is None
+    held = kept.solutions
+    several = 0
+    for b in np.flatnonzero(held.allowed_BJ.any(-1)):  # Elsewhere a search answers as greedy decoding does.
+        several += held.allowed_BJ[b].sum() > 1
+        assert kept.reward_B[b] == kept.solution_reward_BJ[b][held.allowed_BJ[b]].max()
+        for j in np.flatnonzero(held.allowed_BJ[b]):
+            reward, complete, legal = judged(b, held.chains.tokens_BJDL[b, j], held.chains.length_BJD[b, j])
+            assert complete and legal and kept.solution_reward_BJ[b, j] == np.float32(reward)
+    assert several > 2
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["majority", "weighted"])
 def test_voting_is_for_the_last_step(name, mode):

@@ -110,6 +110,9 @@ def test_an_older_checkpoint_is_named_by_its_step(tmp_path, trainer):
     train(CONFIG, str(tmp_path), make_trainer=lambda _: trainer)
     newest, same, older = (loop.load_params(f"{tmp_path}{at}")[1] for at in ("", "@5", "@4"))
     assert states_equal(newest, same) and not states_equal(newest, older)
+    assert loop.split_step(f"{tmp_path}@4") == (str(tmp_path), 4)
+    (tmp_path / "x@4").mkdir()
+    assert loop.split_step(str(tmp_path / "x@4")) == (str(tmp_path / "x@4"), None)
     with pytest.raises(UserError, match=r"no checkpoint of step 3 .* has steps \[4, 5\]"):
         loop.load_params(f"{tmp_path}@3")
 
