@@ -1,8 +1,7 @@
 """Decoding: prefill a prompt, append a step, and propose K candidate steps side by side from a shared prefix.
 
-The K candidates of a node attend to one copy of the prefix with K queries. What they wrote themselves lies in one
-suffix cache of `L * K` slots (slot `t * K + k` holds token t of beam k); a mask of ancestors, rather than a copy of the
-cache, says which slots a beam descends from.
+The K candidates of a node attend to one copy of the prefix with K queries. What they wrote themselves lies in a cache of
+L slots for each of them, which moves with a beam's history. So the cost of a token does not grow with K.
 
 Three ways to choose the candidates share that loop and differ in one function each:
 
@@ -104,7 +103,6 @@ class _Beams:
     tokens_BKL: jax.Array
     length_BK: jax.Array  # tokens written.
     ended_BK: jax.Array  # bool: the last token written ends a step (or the beam is empty).
-    ancestor_BKL: jax.Array  # int32: which beam's slot holds this beam's token at each time.
     log_prob_BK: jax.Array  # log-probability under the policy.
     score_BK: jax.Array  # gumbel_top_k: perturbed log-probability; iid: log-probability under the sampler.
     value_BK: jax.Array
@@ -112,56 +110,55 @@ class _Beams:
 
 
 # (t, log-probabilities [B, J, V], beams) -> (parent [B, K], token [B, K], score [B, K], kappa [B]), where the caller's
-# J is 1 at t = 0 (one empty history, whose K continuations become the beams) and K later.
-_Select = Callable[[jax.Array | int, jax.Array, _Beams], tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
+# J is 1 at t = 0 (one empty history, whose K continuations become the beams) and K later. A parent of None says that
+# every beam goes on.
+_Select = Callable[[jax.Array | int, jax.Array, _Beams], tuple[jax.Array | None, jax.Array, jax.Array, jax.Array]]
 
 
 def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_end_V) -> _Beams:
     """Decodes until every beam has ended its step or written L tokens."""
     batch, num_beams, max_length = beams.tokens_BKL.shape
-    slots = max_length * num_beams
-    shape_YBGSC = prefix.past.keys.shape[:3] + (slots,) + prefix.past.keys.shape[4:]
-    suffix = KeyValues(*(jnp.zeros(shape_YBGSC, prefix.past.keys.dtype) for _ in range(2)))
-    own = jnp.broadcast_to(jnp.arange(num_beams)[None], (batch, num_beams))
-    self_mask = jnp.broadcast_to(jnp.eye(num_beams, dtype=bool)[None], (batch, num_beams, num_beams))
+    layers, _, groups, _, channels = prefix.past.keys.shape
+    empty = jnp.zeros((layers, batch, groups, num_beams, max_length, channels), prefix.past.keys.dtype)
     shared = Past(prefix.past, prefix.mask_BS[:, None])
-    slot_beam, slot_time = jnp.arange(slots) % num_beams, jnp.arange(slots) // num_beams
 
-    def extend(t, logits_BJV, beams: _Beams) -> _Beams:
+    def extend(t, logits_BJV, beams: _Beams, suffix: KeyValues) -> tuple[_Beams, KeyValues]:
         """Chooses token t of every beam that has not ended, and moves the beams to their parents' histories."""
         log_probs_BJV = jax.nn.log_softmax(logits_BJV)
         parent_BK, token_BK, score_BK, kappa_B = select(t, log_probs_BJV, beams)
-        log_prob_BK = jax.vmap(lambda l, p, v: l[p, v])(log_probs_BJV, parent_BK, token_BK)
-        if t is not _FIRST:  # The histories before the first token are all alike.
+        chosen_BK = jnp.arange(num_beams)[None] if parent_BK is None else parent_BK
+        log_prob_BK = log_probs_BJV[jnp.arange(batch)[:, None], chosen_BK, token_BK]
+        if t is not _FIRST and parent_BK is not None:  # The histories before the first token are all alike.
             beams = jax.tree.map(
                 lambda x: jax.vmap(lambda row, p: row[p])(x, parent_BK), dataclasses.replace(beams, kappa_B=parent_BK)
             )
+            move = jax.vmap(lambda x, p: x[:, :, p], in_axes=(1, 0), out_axes=1)
+            suffix = jax.tree.map(lambda x: move(x, parent_BK), suffix)
         now = (jnp.arange(max_length) == t)[None, None]
         ended_BK = beams.ended_BK
-        return _Beams(
+        beams = _Beams(
             tokens_BKL=jnp.where(now & ~ended_BK[..., None], token_BK[..., None], beams.tokens_BKL),
             length_BK=beams.length_BK + ~ended_BK,
             ended_BK=ended_BK | step_end_V[token_BK],
-            ancestor_BKL=jnp.where(now, own[..., None], beams.ancestor_BKL),
             log_prob_BK=beams.log_prob_BK + jnp.where(ended_BK, 0.0, log_prob_BK),
             score_BK=score_BK,
             value_BK=beams.value_BK,
             kappa_B=kappa_B,
         )
+        return beams, suffix
 
     def cond(carry):
-        t, _, beams = carry
+        t, beams, _ = carry
         return (t < max_length) & jnp.any(beams.length_BK > t)
 
     def body(carry):
-        t, suffix, beams = carry
+        t, beams, suffix = carry
         token_BK = lax.dynamic_index_in_dim(beams.tokens_BKL, t, 2, keepdims=False)
-        ancestor_BKS = jnp.take(beams.ancestor_BKL, slot_time, axis=2)
-        suffix_mask = (ancestor_BKS == slot_beam[None, None]) & (slot_time < t)[None, None]
+        written = jnp.broadcast_to(jnp.arange(max_length) < t, (batch, 1, max_length))
         positions = jnp.broadcast_to((prefix.length_B + t)[:, None], token_BK.shape)
-        hidden = model.trunk(params, token_BK, positions, self_mask, [shared, Past(suffix, suffix_mask)])
+        hidden = model.trunk(params, token_BK, positions, None, [shared, Past(suffix, written)])
         suffix = jax.tree.map(
-            lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, t * num_beams, axis=3),
+            lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new[..., None, :], t, axis=4),
             suffix, hidden.keys_values,
         )  # fmt: skip
         value_BK = jax.nn.sigmoid(model.value_logit(params, hidden.hidden_BXE))
@@ -169,12 +166,12 @@ def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_
         beams = dataclasses.replace(beams, value_BK=jnp.where(last_BK, value_BK, beams.value_BK))
         # A beam that is full without a step-end token is left as it is: `valid_BK` will be False.
         full = t + 1 >= max_length
-        extended = extend(t + 1, model.logits(params, hidden.hidden_BXE), beams)
+        extended, suffix = extend(t + 1, model.logits(params, hidden.hidden_BXE), beams, suffix)
         beams = jax.tree.map(lambda a, b: jnp.where(full, a, b), beams, extended)
-        return t + 1, suffix, beams
+        return t + 1, beams, suffix
 
-    beams = extend(_FIRST, prefix.logits_BV[:, None], beams)
-    _, _, beams = lax.while_loop(cond, body, (jnp.int32(0), suffix, beams))
+    beams, suffix = extend(_FIRST, prefix.logits_BV[:, None], beams, KeyValues(empty, empty))
+    _, beams, _ = lax.while_loop(cond, body, (jnp.int32(0), beams, suffix))
     return beams
 
 
@@ -184,7 +181,6 @@ def _start(batch: int, num_beams: int, max_length: int, pad: int) -> _Beams:
         tokens_BKL=jnp.full((batch, num_beams, max_length), pad, jnp.int32),
         length_BK=zeros.astype(jnp.int32),
         ended_BK=zeros.astype(bool),
-        ancestor_BKL=jnp.zeros((batch, num_beams, max_length), jnp.int32),
         log_prob_BK=zeros,
         score_BK=zeros,
         value_BK=zeros,
@@ -284,10 +280,9 @@ def iid(
     """
     batch, _ = prefix.logits_BV.shape
     beams = _start(batch, num, max_length, pad)
-    identity = jnp.broadcast_to(jnp.arange(num)[None], (batch, num))
 
     def select(t, log_probs_BJV, beams):
-        parent = jnp.zeros_like(identity) if t is _FIRST else identity
+        parent = jnp.zeros((batch, num), jnp.int32) if t is _FIRST else None
         log_probs_BKV = jnp.broadcast_to(log_probs_BJV, (batch, num, log_probs_BJV.shape[-1]))
         if temperature == 0.0:
             token = jnp.argmax(log_probs_BKV, -1)
@@ -316,10 +311,9 @@ def listed(model: LanguageModel, params, prefix: Prefix, key_B, *, steps: Steps,
     batch, num, max_length = steps.tokens_AL.shape
     beams = _start(batch, num, max_length, pad)
     beams = dataclasses.replace(beams, ended_BK=~steps.valid_A)
-    identity = jnp.broadcast_to(jnp.arange(num)[None], (batch, num))
 
     def select(t, log_probs_BJV, beams):
-        parent = jnp.zeros_like(identity) if t is _FIRST else identity
+        parent = jnp.zeros((batch, num), jnp.int32) if t is _FIRST else None
         token = lax.dynamic_index_in_dim(steps.tokens_AL, t, 2, keepdims=False)
         return parent, token, beams.score_BK, beams.kappa_B
 

@@ -95,7 +95,11 @@ class KeyValues:
 
 @pytree
 class Past:
-    """A cached block that new positions may attend to."""
+    """A cached block that new positions may attend to.
+
+    Keys and values are `[Y, B, G, S, C]`, the same slots for all new positions of a problem, or `[Y, B, G, X, S, C]`,
+    slots of each new position's own.
+    """
 
     keys_values: KeyValues
     mask_BXS: jax.Array  # bool: True where new position x may attend to cached position s. X may be 1 (all alike).

@@ -104,20 +104,22 @@ class Transformer(nnx.Module):
         self.value_bias = nnx.Param(jnp.zeros(()))
 
     def trunk(
-        self, tokens_BX: jax.Array, positions_BX: jax.Array, mask_BXX: jax.Array, past: Sequence[Past] = ()
+        self, tokens_BX: jax.Array, positions_BX: jax.Array, mask_BXX: jax.Array | None, past: Sequence[Past] = ()
     ) -> Hidden:
         """Runs the layers over X new positions.
 
         Args:
           tokens_BX: the new tokens.
           positions_BX: their positions in the sequence, for the rotary embedding; any order, repeats allowed.
-          mask_BXX: True where new position x (second axis) may attend to new position (third axis).
+          mask_BXX: True where new position x (second axis) may attend to new position (third axis); None lets each
+            attend to itself alone.
           past: cached blocks to attend to as well, each with its own mask.
         """
         dtype = jnp.dtype(self.config.dtype)
         cos_BX1C, sin_BX1C = _rotary(positions_BX, self.config.head_dim, self.config.rope_theta, dtype)
-        masks = [p.mask_BXS[:, None, None] for p in past] + [mask_BXX[:, None, None]]
-        bias = [jnp.where(m, 0.0, _MASKED) for m in masks]
+        alone = mask_BXX is None
+        masks = [p.mask_BXS for p in past] + [jnp.ones((1, 1, 1), bool) if alone else mask_BXX]
+        bias = [jnp.where(m[:, None, None], 0.0, _MASKED) for m in masks]
 
         # Activations are [B * X, E] matrices: weight gradients are then plain products, without a transposed copy.
         # A layer's activations are computed again for its gradient; on a CPU that is faster than fetching them.
@@ -126,7 +128,7 @@ class Transformer(nnx.Module):
             layer, cached = layer_and_past
             layer = jax.tree.map(lambda p: p.astype(dtype), layer)
             normed = _rms_norm(x_RE, layer["attention_norm"], self.config.norm_epsilon)
-            attended, keys_values = self._attention(layer, normed, cos_BX1C, sin_BX1C, cached, bias)
+            attended, keys_values = self._attention(layer, normed, cos_BX1C, sin_BX1C, cached, bias, alone)
             x_RE = x_RE + attended
             normed = _rms_norm(x_RE, layer["mlp_norm"], self.config.norm_epsilon)
             x_RE = x_RE + (jax.nn.silu(normed @ layer["gate"]) * (normed @ layer["up"])) @ layer["down"]
@@ -138,7 +140,7 @@ class Transformer(nnx.Module):
         x_RE = _rms_norm(x_RE, self.final_norm[...], self.config.norm_epsilon)
         return Hidden(x_RE.reshape(*tokens_BX.shape, -1), keys_values)
 
-    def _attention(self, layer, x_RE, cos_BX1C, sin_BX1C, cached, bias):
+    def _attention(self, layer, x_RE, cos_BX1C, sin_BX1C, cached, bias, alone: bool):
         config = self.config
         b, x = cos_BX1C.shape[:2]
         g, c = config.num_kv_heads, config.head_dim
@@ -156,23 +158,19 @@ class Transformer(nnx.Module):
         q, k = _rotate(q, cos_BX1C, sin_BX1C), _rotate(k, cos_BX1C, sin_BX1C)
         k_BGXC, v_BGXC = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
-        # All query heads of a key-value head form one matrix: each block of keys is read once, by one product.
         heads = config.num_heads // g
-        q_BGRC = q.reshape(b, x, g, heads, c).transpose(0, 2, 3, 1, 4).reshape(b, g, heads * x, c) * c**-0.5
-        blocks = [*cached, KeyValues(k_BGXC, v_BGXC)]
-        scores = [
-            (jnp.einsum("bgrc,bgsc->bgrs", q_BGRC, kv.keys).reshape(b, g, heads, x, -1) + m)
-            for kv, m in zip(blocks, bias, strict=True)
-        ]
+        q_BGHXC = q.reshape(b, x, g, heads, c).transpose(0, 2, 3, 1, 4) * c**-0.5
+        new = KeyValues(k_BGXC, v_BGXC)
+        blocks = [*cached, jax.tree.map(lambda y: y[..., None, :], new) if alone else new]
+        scores = [_scores(q_BGHXC, kv.keys) + m for kv, m in zip(blocks, bias, strict=True)]
         weights = jax.nn.softmax(jnp.concatenate(scores, -1).astype(jnp.float32), -1).astype(v.dtype)
-        weights = weights.reshape(b, g, heads * x, -1)
         parts, start = [], 0
         for kv in blocks:
             size = kv.keys.shape[-2]
-            parts.append(jnp.einsum("bgrs,bgsc->bgrc", weights[..., start : start + size], kv.values))
+            parts.append(_weighted_sum(weights[..., start : start + size], kv.values))
             start += size
-        attended = sum(parts[1:], parts[0]).reshape(b, g, heads, x, c).transpose(0, 3, 1, 2, 4).reshape(b * x, -1)
-        return attended @ layer["o"], KeyValues(k_BGXC, v_BGXC)
+        attended = sum(parts[1:], parts[0]).transpose(0, 3, 1, 2, 4).reshape(b * x, -1)
+        return attended @ layer["o"], new
 
     def logits(self, hidden_E: jax.Array) -> jax.Array:
         """The policy head: next-token logits, float32, for hidden states `[..., E]`."""
@@ -186,6 +184,23 @@ class Transformer(nnx.Module):
             hidden_E.astype(jnp.float32) @ self.value_hidden[...] + _like(self.value_hidden_bias[...], hidden_E)
         )
         return h @ self.value_out[...] + self.value_bias[...]
+
+
+def _scores(q_BGHXC, keys):
+    """[B, G, H, X, S]: of keys `[B, G, S, C]` that all X share, or `[B, G, X, S, C]` that are each one's own."""
+    if keys.ndim == 5:
+        return jnp.sum(q_BGHXC[..., None, :] * keys[:, :, None], -1)
+    # All query heads of a key-value head form one matrix: each block of keys is read once, by one product.
+    b, g, h, x, c = q_BGHXC.shape
+    return jnp.einsum("bgrc,bgsc->bgrs", q_BGHXC.reshape(b, g, h * x, c), keys).reshape(b, g, h, x, -1)
+
+
+def _weighted_sum(weights_BGHXS, values):
+    """[B, G, H, X, C]: of values with the axes of `_scores`' keys."""
+    if values.ndim == 5:
+        return jnp.sum(weights_BGHXS[..., None] * values[:, :, None], -2)
+    b, g, h, x, s = weights_BGHXS.shape
+    return jnp.einsum("bgrs,bgsc->bgrc", weights_BGHXS.reshape(b, g, h * x, s), values).reshape(b, g, h, x, -1)
 
 
 def _like(bias, x):

@@ -43,10 +43,11 @@ class TabularModel:
         if self.count:
             jax.debug.callback(self._called)
         code_BX = params["code"][tokens_BX, positions_BX]
-        total_BX = jnp.sum(jnp.where(mask_BXX, code_BX[:, None], 0.0), -1)
+        total_BX = code_BX if mask_BXX is None else jnp.sum(jnp.where(mask_BXX, code_BX[:, None], 0.0), -1)
         for block in past:
-            cached_BS = block.keys_values.values[0, :, 0, :, 0]
-            total_BX += jnp.sum(jnp.where(block.mask_BXS, cached_BS[:, None], 0.0), -1)
+            cached = block.keys_values.values[0, :, 0, ..., 0]
+            cached_BXS = cached if cached.ndim == 3 else cached[:, None]  # each position's own slots, or shared ones.
+            total_BX += jnp.sum(jnp.where(block.mask_BXS, cached_BXS, 0.0), -1)
         page = code_BX[None, :, None, :, None]
         return Hidden(total_BX[..., None], KeyValues(page, page))
 
