@@ -1,7 +1,7 @@
 """Decoding: prefill a prompt, append a step, and propose K candidate steps side by side from a shared prefix.
 
-The K candidates of a node attend to one copy of the prefix with K queries. What they wrote themselves lies in a cache of
-L slots for each of them, which moves with a beam's history. So the cost of a token does not grow with K.
+The K candidates of a node attend to one copy of the prefix with K queries. What they wrote themselves lies in L slots
+for each of them, which move with a beam's history: the model's cost of a token does not grow with K.
 
 Three ways to choose the candidates share that loop and differ in one function each:
 

@@ -118,7 +118,7 @@ class Transformer(nnx.Module):
         dtype = jnp.dtype(self.config.dtype)
         cos_BX1C, sin_BX1C = _rotary(positions_BX, self.config.head_dim, self.config.rope_theta, dtype)
         alone = mask_BXX is None
-        masks = [p.mask_BXS for p in past] + [jnp.ones((1, 1, 1), bool) if alone else mask_BXX]
+        masks = [p.mask_BXS for p in past] + [jnp.ones((1, 1, 1), bool) if mask_BXX is None else mask_BXX]
         bias = [jnp.where(m[:, None, None], 0.0, _MASKED) for m in masks]
 
         # Activations are [B * X, E] matrices: weight gradients are then plain products, without a transposed copy.

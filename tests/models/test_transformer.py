@@ -7,7 +7,7 @@ import pytest
 
 from alphallm.decode import causal_mask
 from alphallm.models import LanguageModel, ModelConfig
-from alphallm.types import Past
+from alphallm.types import KeyValues, Past
 
 V, P, L = 11, 6, 4
 SMALL = {"num_layers": 2, "width": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_dim": 24}
@@ -140,3 +140,22 @@ def test_counts_of_parameters_and_flops():
     matrices = sum(x.size for name, x in params["layers"].items() if not name.endswith("norm"))
     matrices += params["unembedding"].size + params["value_hidden"].size
     assert matrices <= model.flops_per_token() / 2 <= 1.03 * matrices
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "bfloat16"])
+def test_slots_of_a_positions_own_are_shared_ones_that_a_mask_keeps_apart(variant):
+    model, params = make(**VARIANTS[variant])
+    config, batch, new = model.config, 3, 5
+    shape = (config.num_layers, batch, config.num_kv_heads, new, L, config.head_dim)
+    own = KeyValues(*(jax.random.normal(jax.random.key(i), shape).astype(config.dtype) for i in range(2)))
+    shared = jax.tree.map(lambda x: x.reshape(*shape[:3], new * L, config.head_dim), own)
+    tokens = jnp.asarray(np.random.default_rng(2).integers(0, V, (batch, new)))
+    there = jnp.asarray(np.random.default_rng(3).random((batch, new, L)) < 0.7)
+    itself = jnp.broadcast_to(jnp.eye(new, dtype=bool), (batch, new, new))
+    apart = (itself[..., None] & there[:, :, None]).reshape(batch, new, new * L)
+
+    one = model.trunk(params, tokens, positions_of(tokens), None, [Past(own, there)])
+    other = model.trunk(params, tokens, positions_of(tokens), itself, [Past(shared, apart)])
+    tolerance = 0.05 if config.dtype == "bfloat16" else 1e-5
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance, rtol=tolerance)
