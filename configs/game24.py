@@ -2,8 +2,8 @@
 
 python -m alphallm.train --config=configs/game24.py --workdir=runs/game24
 
-Give --config.task.manual_dir=FOLDER with the ranked 24.csv in it, or let it be downloaded. About half an hour on two
-CPU cores. As in game24_cpu, puzzles with numbers above 13, which no rank has, are trained on too;
+Give --config.task.manual_dir=FOLDER with the ranked 24.csv in it, or let it be downloaded. About an hour on one
+CPU core. As in game24_cpu, puzzles with numbers above 13, which no rank has, are trained on too;
 --config.task.max_number=13 leaves them out.
 """
 
