@@ -114,10 +114,11 @@ def _expansions(task, search: SearchConfig, tokens: int) -> int:
 def with_simulations(task, search: SearchConfig, name: str, mode: str, simulations: int) -> Strategy:
     """A search with a given number of simulations, whatever it costs; without noise at the root.
 
-    A root candidate takes D - 1 simulations to become an answer, so no more are considered than can.
+    As many root candidates are considered as can become answers, each of which takes D - 1 simulations: the config's
+    own number is self-play's, where the policy's target wants every one of a few searched well.
     """
     proposer = "listed" if name in _LISTED else for_mode(search, mode).proposer
-    considered = min(search.max_considered, max(1, simulations // max(1, task.max_steps - 1)))
+    considered = max(1, simulations // max(1, task.max_steps - 1))
     config = dataclasses.replace(
         search, num_simulations=simulations, max_considered=considered, dirichlet_fraction=0.0, proposer=proposer
     )

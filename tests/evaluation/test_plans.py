@@ -61,6 +61,13 @@ def test_a_search_has_its_knob_and_no_noise():
     assert strategy.knob_text == "7 simulations x 46"
 
 
+@pytest.mark.parametrize(("simulations", "considered"), [(1, 1), (2, 1), (7, 3), (32, 16)])
+@pytest.mark.parametrize("of_self_play", [1, 64])
+def test_a_search_considers_what_it_can_finish_whatever_self_play_considers(simulations, considered, of_self_play):
+    search = dataclasses.replace(SEARCH, max_considered=of_self_play)
+    assert plans.with_simulations(TASK, search, "search", "verified", simulations).search.max_considered == considered
+
+
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_a_search_can_finish_what_it_considers(steps):
     """And its worst case stays within the budget; simulations only grow with it."""
