@@ -1,6 +1,8 @@
 """The ablations: every row is a config, and training on best-of-N samples imitates right chains alone."""
 
 import dataclasses
+import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from alphallm.config import apply_overrides, load_config
+from alphallm.errors import UserError
 from alphallm.evaluation.chains import sample
 from alphallm.training import loop
 from experiments import survival
@@ -25,6 +28,35 @@ def test_a_row_is_a_config_that_differs_from_the_default(name):
     changed = apply_overrides(base, run.ABLATIONS[name])
     assert (changed == base) == (name == "default")
     loop.check(changed)
+
+
+def test_what_is_recorded_is_not_trained_again(monkeypatch, tmp_path):
+    trained = []
+    monkeypatch.setattr(run, "train", lambda name, base, folder, overrides: trained.append((name, overrides["seed"])))
+    monkeypatch.setattr(
+        run, "evaluated", lambda folder, num: {"greedy": [0.0, 1.0], "search": [1.0, float("puct" in folder)]}
+    )
+
+    def call(only, seeds, problems=0):
+        options = types.SimpleNamespace(
+            base="configs/game24_cpu.py", output=str(tmp_path / "runs"), results=str(tmp_path), only=only, seeds=seeds,
+            override=[], num_problems=problems,
+        )  # fmt: skip
+        monkeypatch.setattr(run.flags, "FLAGS", options)
+        run.main([], {})
+        return json.loads((tmp_path / "table.json").read_text())["rows"]
+
+    call(["default"], ["0"])
+    rows = call(["puct", "default"], ["0", "1"])
+    assert trained == [("default", "0"), ("puct", "0"), ("puct", "1"), ("default", "1")]
+    assert [(row["ablation"], row["strategy"], row["by_seed"]) for row in rows] == [
+        ("default", "greedy", [0.5, 0.5]), ("default", "search", [0.5, 0.5]),
+        ("puct", "greedy", [0.5, 0.5]), ("puct", "search", [1.0, 1.0]),
+    ]  # fmt: skip
+    assert rows[-1]["difference"]["estimate"] == 0.5
+    assert (tmp_path / "figure.png").exists()
+    with pytest.raises(UserError, match="problems all, not 8: give another --results"):
+        call(["default"], ["0"], problems=8)
 
 
 def all_finished(*arguments, **options):

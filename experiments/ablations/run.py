@@ -4,7 +4,8 @@ python -m experiments.ablations.run [--base=configs/game24_cpu.py] [--output=run
 
 Runs go to OUTPUT/<name>/<seed>. A finished run is left alone and an unfinished one goes on, so the same command may be
 given again at any time. All runs share the short schedule `COMMON`; what is compared is therefore learning early on.
-Writes table.json and figure.png to --results, here by default.
+Writes outcomes.json, table.json and figure.png to --results, here by default. What outcomes.json has is not trained
+again, so that rows and seeds may be added on another machine: delete its entries to have them anew.
 """
 
 import json
@@ -60,8 +61,7 @@ def define_flags() -> None:
     flags.DEFINE_string("base", "configs/game24_cpu.py", "The config that the overrides change.")
     flags.DEFINE_string("output", "runs/ablations", "The folder of the runs.")
     flags.DEFINE_string("results", HERE, "The folder of the table and the figure.")
-    flags.DEFINE_list("only", [], f"Which ablations, of {', '.join(ABLATIONS)}; by default all. They are compared with "
-                      "the first.")  # fmt: skip
+    flags.DEFINE_list("only", [], f"Which ablations, of {', '.join(ABLATIONS)}; by default all.")  # fmt: skip
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training.")
     flags.DEFINE_list("override", [], "FIELD=VALUE, added to every run: a shorter schedule to try it out.")
     flags.DEFINE_integer("num_problems", 0, "How many validation problems to evaluate on; 0 takes all.")
@@ -79,14 +79,47 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     everywhere = COMMON | dict(item.split("=", 1) for item in options.override)
     for name in names:  # A name or a value that a config does not know is told before hours of training.
         apply_overrides(load_config(options.base), {**everywhere, **ABLATIONS[name]})
-    outcomes: dict[str, dict[str, Any]] = {}
+    settings = {"base": options.base, "common": everywhere, "problems": options.num_problems or "all"}
     # Seed after seed, so that every ablation has a first result early.
     for seed in options.seeds:
         for name in names:
-            folder = os.path.join(options.output, name, str(seed))
+            if seed in read_outcomes(options.results, settings).get(name, {}):
+                continue
+            folder = os.path.join(options.output, name, seed)
             train(name, options.base, folder, {**everywhere, **ABLATIONS[name], "seed": seed})
-            outcomes.setdefault(name, {})[seed] = evaluated(folder, options.num_problems)
-            report(outcomes, options.results, options.base, everywhere)
+            solved = evaluated(folder, options.num_problems)
+            # Read again: another process may have added its own in the meantime.
+            recorded = read_outcomes(options.results, settings)
+            recorded.setdefault(name, {})[seed] = {"commit": commit(), "solved": solved}
+            write_outcomes(options.results, settings, recorded)
+            report(recorded, options.results, settings)
+    report(read_outcomes(options.results, settings), options.results, settings)
+
+
+def read_outcomes(folder: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a folder has, {ablation: {seed: {"commit", "solved": {strategy: rewards}}}}; UserError if made otherwise."""
+    path = os.path.join(folder, "outcomes.json")
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        found = json.load(file)
+    for name, value in json.loads(json.dumps(settings)).items():
+        if found[name] != value:
+            raise UserError(f"{path} was made with {name} {found[name]}, not {value}: give another --results.")
+    return found["outcomes"]
+
+
+def write_outcomes(folder: str, settings: dict[str, Any], outcomes: dict[str, dict[str, Any]]) -> None:
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "outcomes.json")
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump({**settings, "outcomes": outcomes}, file)
+    os.replace(path + ".new", path)  # Hours of training are in it.
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    return found.stdout.strip()
 
 
 def train(name: str, base: str, folder: str, overrides: dict[str, Any]) -> None:
@@ -101,11 +134,7 @@ def train(name: str, base: str, folder: str, overrides: dict[str, Any]) -> None:
 
 
 def evaluated(folder: str, num_problems: int) -> dict[str, list[float]]:
-    """Reward on each validation problem by strategy, from the run's folder if it is known there already."""
-    path = os.path.join(folder, f"ablation_{num_problems or 'all'}.json")
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+    """Reward on each validation problem by strategy."""
     from alphallm.evaluation import compare
     from alphallm.models import LanguageModel
     from alphallm.tasks import make_task
@@ -118,26 +147,25 @@ def evaluated(folder: str, num_problems: int) -> dict[str, list[float]]:
     validation = Validation(
         LanguageModel(config.model, task.vocabulary.size), task, config, texts[: num_problems or len(texts)]
     )
-    solved = {
+    return {
         name: compare.solve_all(validation.model, task, strategy, params, validation.problems)[0].reward_B.tolist()
         for name, strategy in validation.strategies.items()
     }
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(solved, file)
-    return solved
 
 
-def report(outcomes: dict[str, dict[str, Any]], folder: str, base: str, common: dict[str, Any]) -> None:
-    """Prints and writes the table and the figure of all runs so far."""
+def report(recorded: dict[str, dict[str, Any]], folder: str, settings: dict[str, Any]) -> None:
+    """Prints and writes the table and the figure of all that is recorded."""
     from alphallm.display import print_table
 
+    outcomes = {
+        name: {seed: run["solved"] for seed, run in sorted(recorded[name].items())}
+        for name in ABLATIONS
+        if name in recorded
+    }
     rows = table(outcomes)
     print_table("Solve rates on validation problems, with 95 % intervals over problems and seeds", printed(rows))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    about = {"base": base, "common": common, "ablations": ABLATIONS, "commit": commit.stdout.strip()}
-    os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "table.json"), "w", encoding="utf-8") as file:
-        json.dump({**about, "rows": rows}, file, indent=1)
+        json.dump({**settings, "ablations": ABLATIONS, "rows": rows}, file, indent=1)
     draw(rows, os.path.join(folder, "figure.png"))
 
 
