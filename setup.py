@@ -32,6 +32,6 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "nbclient>=0.10", "ipykernel>=6"],
     },
 )
