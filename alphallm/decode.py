@@ -62,6 +62,17 @@ def likely(candidates: Candidates, min_p: float) -> jax.Array:
     return log_prob_BK >= least_B1
 
 
+def with_empty(candidates: Candidates, num: int, pad: int) -> Candidates:
+    """The same candidates and `num` empty ones, which are not valid and cost nothing."""
+    fill = {"tokens_BKL": pad, "log_prob_BK": LOG_ZERO, "prior_logits_BK": LOG_ZERO}
+
+    def widen(name):
+        x = getattr(candidates, name)
+        return jnp.pad(x, ((0, 0), (0, num), *[(0, 0)] * (x.ndim - 2)), constant_values=fill.get(name, 0))
+
+    return Candidates(**{field.name: widen(field.name) for field in dataclasses.fields(candidates)})
+
+
 def causal_mask(batch: int, size: int) -> jax.Array:
     """Bool [batch, size, size]: position x may attend to positions up to itself."""
     return jnp.broadcast_to(jnp.tril(jnp.ones((1, size, size), bool)), (batch, size, size))

@@ -1,7 +1,6 @@
 """From a budget to a strategy's knob: a budget is the largest number of tokens generated for one problem."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -59,7 +58,9 @@ class Strategy:
             return f"{self.knob} tokens on average"
         if self.name in BEAMS:
             return f"{self.knob} beams x {self.search.num_candidates}"
-        width = "all legal" if self.search.proposer == "listed" else self.search.num_candidates
+        width = "all legal" if self.search.proposer == "listed" else str(self.search.num_candidates)
+        if self.search.root_candidates > self.search.num_candidates:
+            width += f", root {self.search.root_candidates}"
         return f"{self.knob} simulations x {width}"
 
 
@@ -86,9 +87,10 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
         if name in _LISTED or search.proposer == "listed":
             root, later = _listed(task)
             return with_simulations(task, search, name, mode, (left - root) // later)
-        expansions = _expansions(task, search, left)
-        search = dataclasses.replace(search, num_candidates=left // (expansions * task.max_step))
-        return with_simulations(task, search, name, mode, expansions - 1)
+        simulations, later = _shape(task, search, left // task.max_step)
+        root = left // task.max_step - simulations * later
+        search = dataclasses.replace(search, num_candidates=later, root_candidates=root)
+        return with_simulations(task, search, name, mode, simulations)
     if name == "adaptive":
         return Strategy(name, mode, budget, search)
     used = {name: getattr(search, name) for name in ("min_p", "value_scale", "visit_offset")}
@@ -101,14 +103,16 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
     return Strategy(name, mode, budget // _chain(task), SearchConfig(**used))
 
 
-def _expansions(task, search: SearchConfig, tokens: int) -> int:
-    """How many expansions a search of so many tokens makes; what that leaves for each of them is its width.
+def _shape(task, search: SearchConfig, steps: int) -> tuple[int, int]:
+    """Simulations of a search that proposes so many steps in all, and the candidates of each; the rest is the root's.
 
-    D expansions, which is what it takes to finish an answer, until they are as wide as the config's K. With more tokens
-    both their number and their width grow as the square root.
+    Two thirds go to simulations of half as many candidates as in self-play, as many as make whole answers; a third or
+    so to the root, the one node that every answer goes through. `experiments/LOG.md` has what it was chosen from.
     """
-    least = max(2, task.max_steps)
-    return int(least * max(1.0, math.sqrt(tokens / (least * search.num_candidates * task.max_step))))
+    each = max(1, task.max_steps - 1)  # simulations that make a root candidate an answer.
+    later = -(-search.num_candidates // 2)
+    simulations = each * max(1, round(steps * 2 / 3 / (each * later)))
+    return simulations, min(later, steps // (simulations + 1))
 
 
 def with_simulations(task, search: SearchConfig, name: str, mode: str, simulations: int) -> Strategy:

@@ -20,6 +20,8 @@ class SearchConfig:
     # How a node's K candidate steps are got: without replacement, as i.i.d. samples, or listed by the task.
     proposer: Literal["gumbel_top_k", "iid", "listed"] = "gumbel_top_k"
     num_candidates: int = 16  # K; a task that lists its steps has a K of its own.
+    # Of the root, where more than K: the first step decides most, and is the only one that every answer depends on.
+    root_candidates: int = 0
     temperature: float = 1.0  # of the i.i.d. proposer; 1 is the policy itself.
     # Where illegal steps are not masked, a candidate needs this share of the likeliest one's probability (min-p, Nguyen
     # et al. 2024): the value head has seldom met what the policy would hardly write. 0 lets all of them in.
@@ -58,7 +60,7 @@ class SearchConfig:
         check_range(self, 0, 1, "min_p", "dirichlet_fraction", "prune")
         check_range(self, 0, math.inf, "value_scale", "visit_offset", "exploration")
         check_range(self, 1e-3, math.inf, "temperature", "dirichlet_alpha")
-        check_range(self, 0, math.inf, "commit_every")
+        check_range(self, 0, math.inf, "commit_every", "root_candidates")
         if self.commit_every and self.policy != "puct":
             raise ValueError(f"commit_every={self.commit_every} needs policy='puct', not {self.policy!r}.")
         if self.rollout and self.policy not in ("puct", "uct"):

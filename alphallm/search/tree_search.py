@@ -175,7 +175,8 @@ class _Expander:
         none = jnp.zeros((batch, self._pages), jnp.int32)
         expanded = jnp.ones((batch,), bool)
         keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 0))(self.key_B)
-        candidates = self._propose(prefix, problem.state, keys_B)
+        num = max(self.config.root_candidates, self.config.num_candidates)
+        candidates = self._propose(prefix, problem.state, keys_B, num)
         return self._node(
             candidates, problem.state, expanded, expanded, jnp.zeros((batch,), jnp.int32), prefix.value_B, none, none,
             prefix.length_B, jnp.zeros((batch,)), jnp.zeros((batch,)),
@@ -213,8 +214,9 @@ class _Expander:
             prefix = decode.Prefix(past, mask_BS, length_B, logits_BV, value_B)
             # Simulation i makes node i + 1, and the root is node 0: no two nodes share a key.
             keys_B = jax.vmap(lambda k: jax.random.fold_in(k, simulation + 1))(self.key_B)
-            candidates = self._propose(prefix, state, keys_B)
-            return candidates, value_B, page
+            candidates = self._propose(prefix, state, keys_B, self.config.num_candidates)
+            missing = parent.candidates.length_BK.shape[1] - candidates.length_BK.shape[1]
+            return decode.with_empty(candidates, missing, self.task.vocabulary.pad), value_B, page
 
         def skip(pool):
             shapes = jax.eval_shape(run, pool)
@@ -261,7 +263,7 @@ class _Expander:
         mask = (on_path_BD[..., None] & real_BDL).reshape(depth_B.shape[0], -1)
         return past, jnp.concatenate([prompt.mask_BS, mask], 1)
 
-    def _propose(self, prefix: decode.Prefix, state, keys_B) -> decode.Candidates:
+    def _propose(self, prefix: decode.Prefix, state, keys_B, num: int) -> decode.Candidates:
         config, vocabulary = self.config, self.task.vocabulary
         step_end_V = jnp.asarray(vocabulary.step_end_V)
         common = {"step_end_V": step_end_V, "pad": vocabulary.pad}
@@ -271,13 +273,10 @@ class _Expander:
             candidates = decode.listed(*arguments, steps=steps, **common)
         elif config.proposer == "iid":
             candidates = decode.iid(
-                *arguments, num=config.num_candidates, max_length=self.task.max_step, temperature=config.temperature,
-                **common,
-            )  # fmt: skip
-        else:
-            candidates = decode.gumbel_top_k(
-                *arguments, num=config.num_candidates, max_length=self.task.max_step, **common
+                *arguments, num=num, max_length=self.task.max_step, temperature=config.temperature, **common
             )
+        else:
+            candidates = decode.gumbel_top_k(*arguments, num=num, max_length=self.task.max_step, **common)
         if config.prior == "policy":
             candidates = dataclasses.replace(candidates, prior_logits_BK=candidates.log_prob_BK)
         return candidates

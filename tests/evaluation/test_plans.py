@@ -28,11 +28,11 @@ SEARCH = SearchConfig(num_candidates=16, dirichlet_fraction=0.25)
         ("dvts", 3200, 12),
         ("pass_at_k", 48, 2),
         ("search", 48, 2),  # three expansions of one candidate, and 24 for a greedy answer
-        ("search", 408, 2),  # three expansions of 16 * 8
-        ("search", 1000, 3),  # 3 * sqrt(976 / 384) is 4.8, so four expansions
-        ("search_majority", 1000, 3),
-        ("puct", 408, 2),
-        ("depth_first", 408, 2),
+        ("search", 408, 4),  # 48 steps of 8: four simulations of 8, and 16 for the root
+        ("search", 1000, 10),  # 122 steps: two thirds of them are five answers of two simulations of 8
+        ("search_majority", 1000, 10),
+        ("puct", 408, 4),
+        ("depth_first", 408, 4),
         ("search_listed", 600, 2),  # 36 * 8 for the root, 18 * 8 for a later node
         ("search_listed", 1000, 4),
         ("search_uniform", 1000, 4),
@@ -56,9 +56,9 @@ def test_a_budget_too_small_names_the_smallest(name, smallest):
 def test_a_search_has_its_knob_and_no_noise():
     strategy = plans.plan(TASK, SEARCH, "search", "verified", 3000)
     assert strategy.search == dataclasses.replace(
-        SEARCH, num_simulations=7, num_candidates=46, max_considered=3, dirichlet_fraction=0.0
+        SEARCH, num_simulations=32, num_candidates=8, root_candidates=116, max_considered=16, dirichlet_fraction=0.0
     )
-    assert strategy.knob_text == "7 simulations x 46"
+    assert strategy.knob_text == "32 simulations x 8, root 116"
 
 
 @pytest.mark.parametrize(("simulations", "considered"), [(1, 1), (2, 1), (7, 3), (32, 16)])
@@ -72,19 +72,21 @@ def test_a_search_considers_what_it_can_finish_whatever_self_play_considers(simu
 def test_a_search_can_finish_what_it_considers(steps):
     """And its worst case stays within the budget; simulations only grow with it."""
     task = types.SimpleNamespace(**vars(TASK) | {"max_steps": steps})
-    smallest, width, simulations = plans.smallest_budget(task, SEARCH, "search"), 0, 0
+    smallest, simulations = plans.smallest_budget(task, SEARCH, "search"), 0
     for budget in range(smallest, 40 * smallest, 7):
         search = plans.plan(task, SEARCH, "search", "value_only", budget).search
         assert search.num_simulations >= max(1, search.max_considered * (steps - 1))
-        assert (search.num_simulations + 1) * search.num_candidates * 8 + 8 * steps <= budget
+        assert 1 <= search.num_candidates <= min(search.root_candidates, 8)
+        spent = (search.root_candidates + search.num_simulations * search.num_candidates) * 8 + 8 * steps
+        assert budget - 8 < spent <= budget
         assert search.num_simulations >= simulations
-        width, simulations = max(width, search.num_candidates), search.num_simulations
-    assert width > 16 and simulations > max(1, steps - 1) and search.max_considered > 1
+        simulations = search.num_simulations
+    assert search.num_candidates == 8 and simulations > max(1, steps - 1) and search.max_considered > 1
 
 
 def test_a_search_that_commits_has_as_many_shares_as_steps_before_the_last():
     alpha = plans.plan(TASK, SEARCH, "alpha", "verified", 3000).search
-    assert (alpha.policy, alpha.num_simulations, alpha.commit_every) == ("puct", 7, 4)
+    assert (alpha.policy, alpha.num_simulations, alpha.commit_every) == ("puct", 32, 16)
     assert plans.plan(TASK, alpha, "puct", "verified", 3000).search.commit_every == 0
     assert plans.plan(TASK, SEARCH, "search_early", "verified", 3000).search.early_stop
 
@@ -100,7 +102,7 @@ def test_listing_legal_steps_belongs_to_the_verified_mode():
     verified = plans.plan(TASK, listed, "search", "verified", 3000)
     assert (verified.search.proposer, verified.knob) == ("listed", (2976 - 36 * 8) // (18 * 8))
     value_only = plans.plan(TASK, listed, "search", "value_only", 3000)
-    assert (value_only.search.proposer, value_only.knob) == ("gumbel_top_k", 7)
+    assert (value_only.search.proposer, value_only.knob) == ("gumbel_top_k", 32)
     for name in ("search_listed", "search_uniform"):
         assert plans.plan(TASK, SEARCH, name, "verified", 3000).search.proposer == "listed"
         assert plans.plan(TASK, SEARCH, name, "value_only", 3000) is None

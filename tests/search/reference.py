@@ -285,11 +285,12 @@ def propose(model, task, config, params, history, state, key, index):
     tokens = np.zeros(task.max_prompt + task.max_steps * task.max_step, np.int32)
     tokens[: len(history)] = history
     key = jax.random.fold_in(key, index)
-    return jax.device_get(_compiled_propose(model, task, config)(params, tokens, len(history), state, key))
+    num = config.num_candidates if index else max(config.root_candidates, config.num_candidates)
+    return jax.device_get(_compiled_propose(model, task, config, num)(params, tokens, len(history), state, key))
 
 
 @functools.cache
-def _compiled_propose(model, task, config):
+def _compiled_propose(model, task, config, num):
     @jax.jit
     def run(params, tokens, length, state, key):
         problem = Problem(tokens[None], jnp.asarray(length)[None], None, jnp.zeros(1, jnp.int32))
@@ -298,7 +299,7 @@ def _compiled_propose(model, task, config):
         if config.proposer == "listed":
             steps = jax.tree.map(lambda x: x[None], task.legal_steps(state))
             return prefix, decode.listed(model, params, prefix, key[None], steps=steps, **common)
-        common |= {"num": config.num_candidates, "max_length": task.max_step}
+        common |= {"num": num, "max_length": task.max_step}
         if config.proposer == "iid":
             common["temperature"] = config.temperature
         return prefix, getattr(decode, config.proposer)(model, params, prefix, key[None], **common)

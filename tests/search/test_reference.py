@@ -27,16 +27,18 @@ def assert_same(tree, b, reference):
         candidates = node.candidates
         assert tree.expanded_BN[b, n]
         assert tree.depth_BN[b, n] == node.depth
-        np.testing.assert_array_equal(tree.tokens_BNKL[b, n], [c.tokens for c in candidates])
-        np.testing.assert_array_equal(tree.valid_BNK[b, n], [c.valid for c in candidates])
-        np.testing.assert_array_equal(tree.child_visits_BNK[b, n], [c.visits for c in candidates], f"node {n}")
-        children = [c.child.index if c.child else -1 for c in candidates]
-        np.testing.assert_array_equal(tree.children_BNK[b, n], children)
+        equal, num = np.testing.assert_array_equal, len(candidates)
+        equal(tree.tokens_BNKL[b, n, :num], [c.tokens for c in candidates])
+        equal(tree.valid_BNK[b, n, :num], [c.valid for c in candidates])
+        equal(tree.child_visits_BNK[b, n, :num], [c.visits for c in candidates], f"node {n}")
+        equal(tree.children_BNK[b, n, :num], [c.child.index if c.child else -1 for c in candidates])
+        # Where the root has more candidates than another node, the rest are none.
+        assert not (tree.valid_BNK | tree.written_BNK | (tree.child_visits_BNK > 0))[b, n, num:].any()
         assert tree.visits_BN[b, n] == node.visits
         close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
         close(tree.value_BN[b, n], node.value)
         close(tree.raw_value_BN[b, n], node.raw_value)
-        close(tree.completed_q_BNK[b, n], reference.completed(node))
+        close(tree.completed_q_BNK[b, n, :num], reference.completed(node))
     assert tree.root_action_B[b] == reference.final_action()
 
 
@@ -46,14 +48,16 @@ VARIANTS = {
     "default": {},
     "value backup": {"backup": "value", "completion": "mixed_value", "value_scale": 0.5},
     "unlikely steps left out": {"min_p": 0.3},
+    "a wide root": {"root_candidates": 9},
     "iid": {"proposer": "iid", "temperature": 1.5, "backup": "children"},
     "listed": {"proposer": "listed", "completion": "mixed_value"},
 }
 CASES = [(policy, name, options) for policy in ("gumbel", "puct") for name, options in VARIANTS.items()]
 CASES += [("depth_first", name, VARIANTS[name] | {"prune": prune}) for name, prune in (("default", 0.0), ("iid", 0.4))]
-CASES += [("puct", f"commit {name}", VARIANTS[name] | {"commit_every": 7}) for name in ("default", "value backup")]
+CASES += [("puct", f"commit {name}", VARIANTS[name] | {"commit_every": 7}) for name in ("a wide root", "value backup")]
 CASES.append(("puct", "rollout", {"rollout": True}))
 CASES += [("uct", name, {"values": "likelihood", "rollout": name == "rap"}) for name in ("plain", "rap")]
+CASES.append(("gumbel", "wide, iid", VARIANTS["iid"] | {"root_candidates": 12}))
 CASES.append(("gumbel", "policy as prior", {"prior": "policy", "backup": "children", "completion": "mixed_value"}))
 
 
