@@ -21,7 +21,7 @@ DOUBT = np.array([0.9, 0.5, 0.1, 0.8, 0.3, 0.2, 0.6, 0.4])
 
 
 class Rungs:
-    """Stands for running a strategy: each spends its whole budget, which is its candidates' number times 24."""
+    """Stands for running a strategy: each spends its whole budget, which is its candidates' number times 8."""
 
     def __init__(self):
         self.asked = []
@@ -29,7 +29,8 @@ class Rungs:
     def __call__(self, strategy, problems):
         index, budget = problems.index, 0
         if strategy.name == "search":
-            budget = (strategy.knob + 1) * strategy.search.num_candidates * 8
+            search = strategy.search
+            budget = (search.root_candidates + search.num_simulations * search.num_candidates) * 8
         self.asked.append((strategy.name, budget, index.tolist()))
         right = NEEDS[index] <= budget
         spent = np.full(len(index), max(24, budget), np.int32)
