@@ -30,6 +30,20 @@ def test_a_row_is_a_config_that_differs_from_the_default(name):
     loop.check(changed)
 
 
+def test_best_of_n_draws_what_a_search_with_a_wide_root_writes():
+    task = types.SimpleNamespace(max_steps=2)
+    assert best_of_n.chains_per_problem(task, CONFIG) == 6  # (2 + 1) * 4 candidates
+    wide = apply_overrides(CONFIG, {"search.root_candidates": 12})
+    assert best_of_n.chains_per_problem(task, wide) == 10  # 12 of the root, 2 * 4 later
+
+
+def test_a_target_over_candidates_needs_all_of_the_widest_node():
+    config = apply_overrides(CONFIG, {"targets.policy": "candidates"})
+    loop.check(config)
+    with pytest.raises(UserError, match="needs all 12 candidates"):
+        loop.check(apply_overrides(config, {"search.root_candidates": 12}))
+
+
 def test_what_is_recorded_is_not_trained_again(monkeypatch, tmp_path):
     trained = []
     monkeypatch.setattr(run, "train", lambda name, base, folder, overrides: trained.append((name, overrides["seed"])))

@@ -51,6 +51,11 @@ class SearchConfig:
     dirichlet_alpha: float = 0.3
 
     @property
+    def root_width(self) -> int:
+        """Candidates of the root, unless the task lists them."""
+        return max(self.root_candidates, self.num_candidates)
+
+    @property
     def answer_scale(self) -> float:
         """What an answer's value weighs against its log-probability: sigma before any visit."""
         return self.visit_offset * self.value_scale

@@ -175,8 +175,7 @@ class _Expander:
         none = jnp.zeros((batch, self._pages), jnp.int32)
         expanded = jnp.ones((batch,), bool)
         keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 0))(self.key_B)
-        num = max(self.config.root_candidates, self.config.num_candidates)
-        candidates = self._propose(prefix, problem.state, keys_B, num)
+        candidates = self._propose(prefix, problem.state, keys_B, self.config.root_width)
         return self._node(
             candidates, problem.state, expanded, expanded, jnp.zeros((batch,), jnp.int32), prefix.value_B, none, none,
             prefix.length_B, jnp.zeros((batch,)), jnp.zeros((batch,)),

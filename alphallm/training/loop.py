@@ -258,7 +258,7 @@ def check(config: Config):
         raise UserError(
             f"training.replay_capacity is {config.training.replay_capacity}: it must hold the {rows} rows of a tree."
         )
-    candidates = max(config.search.num_candidates, config.search.root_candidates)
+    candidates = config.search.root_width
     if config.targets.policy == "candidates" and config.training.candidates_per_row < candidates:
         raise UserError(
             f"targets.policy=candidates needs all {candidates} candidates of a row: set "

@@ -38,7 +38,7 @@ class Pair:
 
 def chains_per_problem(task, config: Config) -> int:
     """N: as many chains as have the tokens of a search's candidates, both at their longest."""
-    candidates = (config.search.num_simulations + 1) * config.search.num_candidates
+    candidates = config.search.root_width + config.search.num_simulations * config.search.num_candidates
     return candidates // task.max_steps
 
 

@@ -22,7 +22,7 @@ LANES = 4
 MODEL_CONFIG = ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=16)
 CONFIG = Config(
     model=MODEL_CONFIG,
-    search=SearchConfig(num_simulations=6, num_candidates=4, max_considered=4),
+    search=SearchConfig(num_simulations=6, num_candidates=4, root_candidates=6, max_considered=4),
     targets=TargetConfig(rows_per_tree=4, min_visits=1),
     training=TrainingConfig(
         learner_steps=2, rows_per_lane=2, reanalyse_fraction=0.5, unmasked_fraction=0.5, problems_per_iteration=LANES
