@@ -59,7 +59,9 @@ class Strategy:
         if self.name in BEAMS:
             return f"{self.knob} beams x {self.search.num_candidates}"
         width = "all legal" if self.search.proposer == "listed" else str(self.search.num_candidates)
-        if self.search.root_candidates > self.search.num_candidates:
+        if self.search.root_proposer == "listed":
+            width += ", root all legal"
+        elif self.search.root_candidates > self.search.num_candidates:
             width += f", root {self.search.root_candidates}"
         return f"{self.knob} simulations x {width}"
 
@@ -87,10 +89,8 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
         if name in _LISTED or search.proposer == "listed":
             root, later = _listed(task)
             return with_simulations(task, search, name, mode, (left - root) // later)
-        simulations, later = _shape(task, search, left // task.max_step)
-        root = left // task.max_step - simulations * later
-        search = dataclasses.replace(search, num_candidates=later, root_candidates=root)
-        return with_simulations(task, search, name, mode, simulations)
+        search = _shaped(task, search, left // task.max_step, may_list=mode == "verified")
+        return with_simulations(task, search, name, mode, search.num_simulations)
     if name == "adaptive":
         return Strategy(name, mode, budget, search)
     used = {name: getattr(search, name) for name in ("min_p", "value_scale", "visit_offset")}
@@ -103,16 +103,27 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
     return Strategy(name, mode, budget // _chain(task), SearchConfig(**used))
 
 
-def _shape(task, search: SearchConfig, steps: int) -> tuple[int, int]:
-    """Simulations of a search that proposes so many steps in all, and the candidates of each; the rest is the root's.
+def _shaped(task, search: SearchConfig, steps: int, may_list: bool) -> SearchConfig:
+    """A search that proposes so many steps in all: its simulations, and the candidates of the root and of each.
 
     Two thirds go to simulations of half as many candidates as in self-play, as many as make whole answers; a third or
-    so to the root, the one node that every answer goes through. `experiments/LOG.md` has what it was chosen from.
+    so to the root, the one node that every answer goes through. Where that pays for all legal steps of the root and
+    the search may know the rules, it lists them, and what is left of the share goes to more simulations.
+    `experiments/LOG.md` has what it was chosen from.
     """
     each = max(1, task.max_steps - 1)  # simulations that make a root candidate an answer.
     later = -(-search.num_candidates // 2)
     simulations = each * max(1, round(steps * 2 / 3 / (each * later)))
-    return simulations, min(later, steps // (simulations + 1))
+    later = min(later, steps // (simulations + 1))
+    root = steps - simulations * later
+    if not may_list or root < task.max_legal_steps:
+        return dataclasses.replace(
+            search, num_simulations=simulations, num_candidates=later, root_candidates=root, root_proposer="same"
+        )
+    simulations = each * ((steps - task.max_legal_steps) // (each * later))
+    return dataclasses.replace(
+        search, num_simulations=simulations, num_candidates=later, root_candidates=0, root_proposer="listed"
+    )
 
 
 def with_simulations(task, search: SearchConfig, name: str, mode: str, simulations: int) -> Strategy:
@@ -121,11 +132,12 @@ def with_simulations(task, search: SearchConfig, name: str, mode: str, simulatio
     As many root candidates are considered as can become answers, each of which takes D - 1 simulations: the config's
     own number is self-play's, where the policy's target wants every one of a few searched well.
     """
-    proposer = "listed" if name in _LISTED else for_mode(search, mode).proposer
     considered = max(1, simulations // max(1, task.max_steps - 1))
+    search = for_mode(search, mode)
     config = dataclasses.replace(
-        search, num_simulations=simulations, max_considered=considered, dirichlet_fraction=0.0, proposer=proposer
-    )
+        search, num_simulations=simulations, max_considered=considered, dirichlet_fraction=0.0,
+        proposer="listed" if name in _LISTED else search.proposer,
+    )  # fmt: skip
     if name in _POLICIES:
         config = dataclasses.replace(
             config, policy=_POLICIES[name], commit_every=0, rollout=name in ("rollout", "rap"),
@@ -158,9 +170,10 @@ def possible_budgets(task, search: SearchConfig, names: Sequence[str]) -> tuple[
 
 def for_mode(search: SearchConfig, mode: str) -> SearchConfig:
     """Listing all legal steps knows the rules, so in `value_only` mode the policy proposes instead."""
-    if mode == "value_only" and search.proposer == "listed":
-        return dataclasses.replace(search, proposer="gumbel_top_k")
-    return search
+    if mode == "verified":
+        return search
+    proposer = "gumbel_top_k" if search.proposer == "listed" else search.proposer
+    return dataclasses.replace(search, proposer=proposer, root_proposer="same")
 
 
 def check_names(names: Sequence[str], known: Sequence[str], what: str) -> None:

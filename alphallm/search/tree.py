@@ -22,6 +22,8 @@ class SearchConfig:
     num_candidates: int = 16  # K; a task that lists its steps has a K of its own.
     # Of the root, where more than K: the first step decides most, and is the only one that every answer depends on.
     root_candidates: int = 0
+    # "listed": all legal steps at the root, and below it what `proposer` says; for a task that can list them.
+    root_proposer: Literal["same", "listed"] = "same"
     temperature: float = 1.0  # of the i.i.d. proposer; 1 is the policy itself.
     # Where illegal steps are not masked, a candidate needs this share of the likeliest one's probability (min-p, Nguyen
     # et al. 2024): the value head has seldom met what the policy would hardly write. 0 lets all of them in.

@@ -175,7 +175,10 @@ class _Expander:
         none = jnp.zeros((batch, self._pages), jnp.int32)
         expanded = jnp.ones((batch,), bool)
         keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 0))(self.key_B)
-        candidates = self._propose(prefix, problem.state, keys_B, self.config.root_width)
+        proposer = self.config.proposer if self.config.root_proposer == "same" else self.config.root_proposer
+        candidates = self._propose(prefix, problem.state, keys_B, proposer, self.config.root_width)
+        if self.config.proposer != "listed":  # mctx wants as many candidates everywhere.
+            candidates = self._padded(candidates, self.config.num_candidates)
         return self._node(
             candidates, problem.state, expanded, expanded, jnp.zeros((batch,), jnp.int32), prefix.value_B, none, none,
             prefix.length_B, jnp.zeros((batch,)), jnp.zeros((batch,)),
@@ -213,9 +216,8 @@ class _Expander:
             prefix = decode.Prefix(past, mask_BS, length_B, logits_BV, value_B)
             # Simulation i makes node i + 1, and the root is node 0: no two nodes share a key.
             keys_B = jax.vmap(lambda k: jax.random.fold_in(k, simulation + 1))(self.key_B)
-            candidates = self._propose(prefix, state, keys_B, self.config.num_candidates)
-            missing = parent.candidates.length_BK.shape[1] - candidates.length_BK.shape[1]
-            return decode.with_empty(candidates, missing, self.task.vocabulary.pad), value_B, page
+            candidates = self._propose(prefix, state, keys_B, self.config.proposer, self.config.num_candidates)
+            return self._padded(candidates, parent.candidates.length_BK.shape[1]), value_B, page
 
         def skip(pool):
             shapes = jax.eval_shape(run, pool)
@@ -262,15 +264,20 @@ class _Expander:
         mask = (on_path_BD[..., None] & real_BDL).reshape(depth_B.shape[0], -1)
         return past, jnp.concatenate([prompt.mask_BS, mask], 1)
 
-    def _propose(self, prefix: decode.Prefix, state, keys_B, num: int) -> decode.Candidates:
+    def _padded(self, candidates: decode.Candidates, least: int) -> decode.Candidates:
+        """The candidates, and empty ones where there are fewer than `least`."""
+        missing = max(0, least - candidates.length_BK.shape[1])
+        return decode.with_empty(candidates, missing, self.task.vocabulary.pad)
+
+    def _propose(self, prefix: decode.Prefix, state, keys_B, proposer: str, num: int) -> decode.Candidates:
         config, vocabulary = self.config, self.task.vocabulary
         step_end_V = jnp.asarray(vocabulary.step_end_V)
         common = {"step_end_V": step_end_V, "pad": vocabulary.pad}
         arguments = (self.model, self.params, prefix, keys_B)
-        if config.proposer == "listed":
+        if proposer == "listed":
             steps = jax.vmap(self.task.legal_steps)(state)
             candidates = decode.listed(*arguments, steps=steps, **common)
-        elif config.proposer == "iid":
+        elif proposer == "iid":
             candidates = decode.iid(
                 *arguments, num=num, max_length=self.task.max_step, temperature=config.temperature, **common
             )

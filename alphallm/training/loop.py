@@ -258,7 +258,8 @@ def check(config: Config):
         raise UserError(
             f"training.replay_capacity is {config.training.replay_capacity}: it must hold the {rows} rows of a tree."
         )
-    candidates = config.search.root_width
+    lists = "listed" in (config.search.proposer, config.search.root_proposer)
+    candidates = max(config.search.root_width, make_task(config.task).max_legal_steps if lists else 0)
     if config.targets.policy == "candidates" and config.training.candidates_per_row < candidates:
         raise UserError(
             f"targets.policy=candidates needs all {candidates} candidates of a row: set "

@@ -32,6 +32,7 @@ SEARCH = SearchConfig(num_candidates=16, dirichlet_fraction=0.25)
         ("search", 1000, 10),  # 122 steps: two thirds of them are five answers of two simulations of 8
         ("search_majority", 1000, 10),
         ("puct", 408, 4),
+        ("search", 2000, 26),  # 247 steps: 36 at the root, and 13 answers of two simulations of 8
         ("depth_first", 408, 4),
         ("search_listed", 600, 2),  # 36 * 8 for the root, 18 * 8 for a later node
         ("search_listed", 1000, 4),
@@ -54,11 +55,28 @@ def test_a_budget_too_small_names_the_smallest(name, smallest):
 
 
 def test_a_search_has_its_knob_and_no_noise():
-    strategy = plans.plan(TASK, SEARCH, "search", "verified", 3000)
+    strategy = plans.plan(TASK, SEARCH, "search", "value_only", 3000)
     assert strategy.search == dataclasses.replace(
         SEARCH, num_simulations=32, num_candidates=8, root_candidates=116, max_considered=16, dirichlet_fraction=0.0
     )
     assert strategy.knob_text == "32 simulations x 8, root 116"
+
+
+def test_a_search_that_may_know_the_rules_lists_the_root_s_steps_where_its_share_pays_for_them():
+    search = plans.plan(TASK, SEARCH, "search", "verified", 3000).search
+    assert (search.root_proposer, search.num_simulations, search.num_candidates) == ("listed", 42, 8)
+    assert plans.plan(TASK, SEARCH, "search", "verified", 3000).knob_text == "42 simulations x 8, root all legal"
+    for budget in range(100, 4000, 50):
+        verified = plans.plan(TASK, SEARCH, "search", "verified", budget).search
+        sampled = plans.plan(TASK, SEARCH, "search", "value_only", budget).search
+        if sampled.root_candidates < 36:
+            assert verified == sampled
+        else:
+            assert verified.root_proposer == "listed" and verified.num_simulations >= sampled.num_simulations
+            spent = (36 + verified.num_simulations * verified.num_candidates) * 8 + 24
+            assert budget - 2 * 8 * 8 - 8 < spent <= budget
+            again = plans.with_simulations(TASK, verified, "search", "value_only", verified.num_simulations).search
+            assert again.root_proposer == "same"
 
 
 @pytest.mark.parametrize(("simulations", "considered"), [(1, 1), (2, 1), (7, 3), (32, 16)])
@@ -86,7 +104,7 @@ def test_a_search_can_finish_what_it_considers(steps):
 
 def test_a_search_that_commits_has_as_many_shares_as_steps_before_the_last():
     alpha = plans.plan(TASK, SEARCH, "alpha", "verified", 3000).search
-    assert (alpha.policy, alpha.num_simulations, alpha.commit_every) == ("puct", 32, 16)
+    assert (alpha.policy, alpha.num_simulations, alpha.commit_every) == ("puct", 42, 21)
     assert plans.plan(TASK, alpha, "puct", "verified", 3000).search.commit_every == 0
     assert plans.plan(TASK, SEARCH, "search_early", "verified", 3000).search.early_stop
 

@@ -286,17 +286,19 @@ def propose(model, task, config, params, history, state, key, index):
     tokens[: len(history)] = history
     key = jax.random.fold_in(key, index)
     num = config.num_candidates if index else max(config.root_candidates, config.num_candidates)
-    return jax.device_get(_compiled_propose(model, task, config, num)(params, tokens, len(history), state, key))
+    listed = config.proposer == "listed" or (index == 0 and config.root_proposer == "listed")
+    compiled = _compiled_propose(model, task, config, num, listed)
+    return jax.device_get(compiled(params, tokens, len(history), state, key))
 
 
 @functools.cache
-def _compiled_propose(model, task, config, num):
+def _compiled_propose(model, task, config, num, listed):
     @jax.jit
     def run(params, tokens, length, state, key):
         problem = Problem(tokens[None], jnp.asarray(length)[None], None, jnp.zeros(1, jnp.int32))
         prefix = decode.prefill(model, params, problem)
         common = {"step_end_V": jnp.asarray(task.vocabulary.step_end_V), "pad": task.vocabulary.pad}
-        if config.proposer == "listed":
+        if listed:
             steps = jax.tree.map(lambda x: x[None], task.legal_steps(state))
             return prefix, decode.listed(model, params, prefix, key[None], steps=steps, **common)
         common |= {"num": num, "max_length": task.max_step}

@@ -51,6 +51,8 @@ VARIANTS = {
     "a wide root": {"root_candidates": 9},
     "iid": {"proposer": "iid", "temperature": 1.5, "backup": "children"},
     "listed": {"proposer": "listed", "completion": "mixed_value"},
+    "a listed root": {"root_proposer": "listed", "num_candidates": 3},
+    "a listed root, narrower": {"root_proposer": "listed", "num_candidates": 6},
 }
 CASES = [(policy, name, options) for policy in ("gumbel", "puct") for name, options in VARIANTS.items()]
 CASES += [("depth_first", name, VARIANTS[name] | {"prune": prune}) for name, prune in (("default", 0.0), ("iid", 0.4))]
