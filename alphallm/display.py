@@ -30,11 +30,12 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]], console: rich.
         table.add_column(name, justify="right" if numeric else "left")
     for row in rows:
         # Text, not markup: an interval "[0.1, 0.2]" is not a style.
-        table.add_row(*(rich.text.Text(_cell(row.get(name))) for name in columns))
+        table.add_row(*(rich.text.Text(cell(row.get(name))) for name in columns))
     console.print(table)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A table's entry: floats with four digits, None empty."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

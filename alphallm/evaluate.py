@@ -2,9 +2,10 @@
 
 A workdir is a run's folder or one of exported weights; a run keeps those of its warm start in `warm_start`, and
 `runs/a@120` is its checkpoint of step 120, if it was kept. A row is printed and written to evaluation.json as soon as
-it is known; in the end come tables of all rows and of paired differences, and evaluation.png. Both files go into the
-first workdir, or --output. Rows that evaluation.json has already are not run again, so a comparison that was stopped
-goes on, and one that is finished can be added to.
+it is known; in the end come tables of all rows and of paired differences (evaluation.md), and evaluation.png. All files
+go into the first workdir, or --output. Rows that evaluation.json has already are not run again, so a comparison that
+was stopped goes on, and one that is finished can be added to. With --pool, tables and figure take the runs for seeds of
+one config.
 """
 
 import os
@@ -29,7 +30,9 @@ def define_flags() -> None:
     # Not while the module is imported: several mains have flags of the same name.
     flags.DEFINE_list("workdir", [], "Folders of runs or of exported weights, separated by commas.")
     flags.DEFINE_string("split", "test", "Which problems: train, validation or test.")
-    flags.DEFINE_list("strategies", list(plans.DEFAULT_STRATEGIES), f"Which strategies, of {', '.join(STRATEGIES)}.")
+    flags.DEFINE_list(
+        "strategies", list(plans.DEFAULT_STRATEGIES), f"Which strategies: all, or some of {', '.join(STRATEGIES)}."
+    )
     flags.DEFINE_list("budgets", [], "Generated tokens per problem, at most; by default 300, 1000 and 3000.")
     flags.DEFINE_list("modes", list(MODES), f"What a strategy may see, of {', '.join(MODES)}.")
     flags.DEFINE_integer("seeds", 1, "How often each problem is answered, with other random numbers.")
@@ -37,6 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_string("params", "average", f"Which of a run's parameters, of {', '.join(PARAMS)}.")
     flags.DEFINE_integer("batch_size", compare.BATCH_SIZE, "Problems at once; fewer need less memory.")
     flags.DEFINE_string("axis", "tokens", f"What the figure has on its x axis, of {', '.join(report.AXES)}.")
+    flags.DEFINE_bool(
+        "pool", False, "In tables and figure, put the outcomes of all runs together: seeds of one config."
+    )
     flags.DEFINE_string("output", "", "The folder to write to; by default the first workdir.")
 
 
@@ -44,6 +50,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     options = flags.FLAGS
     if arguments or overrides:
         raise UserError(f"{[*arguments, *overrides][0]!r} is not an option; see --help for those that there are.")
+    if options.strategies == ["all"]:
+        options.strategies = list(STRATEGIES)
     check_options(options)
     loaded = [load(workdir, options.params) for workdir in options.workdir]
     contestants = enter(run_names(options.workdir), loaded)
@@ -62,7 +70,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     output = options.output or folder_of(options.workdir[0])
     known = rows_of_before(os.path.join(output, report.JSON), about)
     rows = run(contestants, planned, problems, options, about, output, known)
-    show(rows, output, f"{options.split}, {len(problems.index)} problems, {options.seeds} seed(s)", options.axis)
+    title = f"{options.split}, {len(problems.index)} problems, {options.seeds} seed(s)"
+    show(report.pooled(rows) if options.pool else rows, output, title, options.axis)
 
 
 def check_options(options: Any) -> None:
@@ -199,8 +208,9 @@ def show(rows: Sequence[Row], output: str, title: str, axis: str) -> None:
     for name, differences in report.difference_tables(rows).items():
         if differences:
             print_table(f"Paired differences of solve rates. {name}", differences, console)
+    report.write_tables(os.path.join(output, report.TABLES), rows, f"Solve rates: {title}")
     report.plot(os.path.join(output, report.FIGURE), rows, title, axis)
-    written = f"Written to {os.path.join(output, report.JSON)}, and {report.FIGURE} beside it."
+    written = f"Written to {os.path.join(output, report.JSON)}, {report.TABLES} and {report.FIGURE} beside it."
     console.print(written, soft_wrap=True, markup=False)
 
 

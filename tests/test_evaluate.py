@@ -41,6 +41,7 @@ def options(workdirs, **changed):
     values = {
         "workdir": workdirs, "split": "test", "strategies": list(STRATEGIES), "budgets": [], "modes": list(MODES),
         "seeds": 1, "num_problems": 0, "params": "average", "batch_size": 64, "axis": "tokens", "output": "",
+        "pool": False,
     }  # fmt: skip
     assert changed.keys() <= values.keys()
     return types.SimpleNamespace(**{**values, **changed})
@@ -78,6 +79,12 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     assert content["rows"][0]["tokens"] <= 8
     assert (tmp_path / "a" / "evaluation.png").exists()
     assert evaluate.compare._program.cache_info().misses == 2  # equal models and tasks are compiled once
+    tables = (tmp_path / "a" / "evaluation.md").read_text()
+    assert "| a | best_of_n | verified | 16 | N=2 |" in tables and "Between runs" in tables
+    run(monkeypatch, workdirs, num_problems=5, seeds=2, pool=True, **asked)
+    tables = (tmp_path / "a" / "evaluation.md").read_text()
+    assert "| 2 runs | best_of_n | verified | 16 | N=2 |" in tables and "Between runs" not in tables
+    assert len(json.loads((tmp_path / "a" / "evaluation.json").read_text())["rows"]) == 4  # as they were
 
 
 def test_a_stopped_comparison_goes_on_and_a_finished_one_can_be_added_to(tmp_path, monkeypatch, capsys):

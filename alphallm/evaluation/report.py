@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from alphallm.display import cell
 from alphallm.errors import UserError
 from alphallm.evaluation import intervals
 from alphallm.evaluation.compare import Row
 from alphallm.evaluation.strategies import Result
 
-JSON, FIGURE = "evaluation.json", "evaluation.png"
+JSON, FIGURE, TABLES = "evaluation.json", "evaluation.png", "evaluation.md"
 AXES = {"tokens": "generated tokens", "flops": "forward FLOPs", "seconds": "seconds"}
 # A strategy is "not worse" than another one if it solves at most this much less.
 MARGIN = 0.02
@@ -41,6 +42,29 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, object]]:
         }
         for row in rows
     ]
+
+
+def pooled(rows: Sequence[Row]) -> list[Row]:
+    """Rows of several runs as if those were seeds of one: their outcomes side by side, [all seeds, B], mean spends.
+
+    The interval of such a row is for problems like these and any seed of training and search.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.strategy, row.mode, row.budget, row.knob), []).append(row)
+    runs = len(dict.fromkeys(row.run for row in rows))
+    return [
+        dataclasses.replace(
+            members[0],
+            run=f"{runs} runs" if len(members) == runs else f"{len(members)} of {runs} runs",
+            solved_SB=np.concatenate([row.solved_SB for row in members]),
+            **{name: float(np.mean([getattr(row, name) for row in members])) for name in _SPENDS},
+        )
+        for members in groups.values()
+    ]
+
+
+_SPENDS = ("illegal", "tokens", "expansions", "calls", "flops", "seconds")
 
 
 def between_runs(rows: Sequence[Row]) -> list[dict[str, object]]:
@@ -157,34 +181,56 @@ def read_json(path: str | os.PathLike) -> tuple[list[Row], dict[str, Any]]:
 
 
 def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "", axis: str = "tokens") -> None:
-    """Draws solve rate against what it took (log, one of AXES): a line for each run, strategy and mode, with errors."""
+    """Draws solve rate against what it took (log, one of AXES), a panel for each mode: a line for each run and
+    strategy, with intervals; `search` in black."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        lines.setdefault((row.run, row.strategy, row.mode), []).append(row)
+    modes = list(dict.fromkeys(row.mode for row in rows if row.mode != "both")) or ["both"]
     runs = list(dict.fromkeys(row.run for row in rows))
     names = list(dict.fromkeys(row.strategy for row in rows))
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for (run, name, mode), members in lines.items():
-        members = sorted(members, key=lambda row: getattr(row, axis))
-        rate = [row.rate.estimate for row in members]
-        below = [row.rate.estimate - row.rate.low for row in members]
-        above = [row.rate.high - row.rate.estimate for row in members]
-        axes.errorbar(
-            [max(1e-6, getattr(row, axis)) for row in members], rate, yerr=[below, above], capsize=2,
-            color=pyplot.colormaps["tab20"](names.index(name) % 20), marker="osD^v<>*"[runs.index(run) % 8],
-            linestyle="--" if mode == "value_only" else "-",
-            label=" · ".join([*([run] if len(runs) > 1 else []), name, *([mode] if mode != "both" else [])]),
-        )  # fmt: skip
-    axes.set(xscale="log", xlabel=f"{AXES[axis]} per problem", ylabel="solve rate", ylim=(-0.02, 1.02), title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure, panels = pyplot.subplots(1, len(modes), figsize=(1 + 6 * len(modes), 5), sharey=True, squeeze=False)
+    handles: dict[str, Any] = {}
+    for mode, axes in zip(modes, panels[0], strict=True):
+        lines: dict[tuple[str, str], list[Row]] = {}
+        for row in rows:
+            if row.mode in (mode, "both"):
+                lines.setdefault((row.run, row.strategy), []).append(row)
+        for (run, name), members in lines.items():
+            members = sorted(members, key=lambda row: getattr(row, axis))
+            rate = [row.rate.estimate for row in members]
+            below = [row.rate.estimate - row.rate.low for row in members]
+            above = [row.rate.high - row.rate.estimate for row in members]
+            label = " · ".join([*([run] if len(runs) > 1 else []), name])
+            handles[label] = axes.errorbar(
+                [max(1e-6, getattr(row, axis)) for row in members], rate, yerr=[below, above], capsize=2,
+                color="black" if name == "search" else pyplot.colormaps["tab20"](names.index(name) % 20),
+                linewidth=2.5 if name == "search" else 1.2, marker="osD^v<>*"[runs.index(run) % 8],
+                linestyle="-" if names.index(name) < 10 else "--",
+            )  # fmt: skip
+        axes.set(xscale="log", xlabel=f"{AXES[axis]} per problem", ylim=(-0.02, 1.02), title=mode.replace("_", " "))
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("solve rate")
+    figure.suptitle(title)
+    figure.legend(handles.values(), handles.keys(), fontsize=7, loc="center left", bbox_to_anchor=(0.92, 0.5))
     figure.savefig(path, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
+
+
+def write_tables(path: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
+    """The table of rows and those of paired differences, as Markdown."""
+    tables = {title: table_rows(rows), **difference_tables(rows)}
+    parts = [f"## {name}\n\n{_markdown(table)}" for name, table in tables.items() if table]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\n".join(parts))
+
+
+def _markdown(table: Sequence[Mapping[str, object]]) -> str:
+    columns = list(table[0])
+    lines = [columns, ["---"] * len(columns), *([cell(row[name]) for name in columns] for row in table)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def answer_text(task, result: Result, i: int) -> list[str]:

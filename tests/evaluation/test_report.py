@@ -1,5 +1,6 @@
 """Tables, paired differences, and the files."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -40,6 +41,24 @@ def test_a_table_row_has_knob_rate_interval_and_mean_spend():
     assert table[1]["95 %"] == str(intervals.wilson(0.5, 4))
     assert table[0]["knob"] == ""
     display.print_table("it can be printed", table)
+
+
+def test_runs_are_pooled_as_seeds_of_one():
+    mixed = [ROWS[0], ROWS[2], dataclasses.replace(ROWS[4], tokens=150), ROWS[5]]
+    greedy, search, other = report.pooled(mixed)
+    assert (greedy.run, search.run, other.run) == ("1 of 2 runs", "2 runs", "1 of 2 runs")
+    np.testing.assert_array_equal(search.solved_SB, [[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 1, 0]])
+    assert (search.tokens, search.rate.estimate) == (100, 0.5)
+    assert report.between_runs([greedy, search, other]) == []
+
+
+def test_the_tables_as_markdown(tmp_path):
+    report.write_tables(tmp_path / report.TABLES, ROWS, "a title")
+    lines = (tmp_path / report.TABLES).read_text().splitlines()
+    assert lines[0] == "## a title" and lines[2].startswith("| run | strategy | mode | budget |")
+    assert lines[4].startswith("| a | greedy | both |  |  | 0.25 |")
+    assert sum(line.startswith("## ") for line in lines) == 4
+    assert all(line.count(" | ") == lines[2].count(" | ") for line in lines[2:10])
 
 
 def told(table, *columns):
@@ -97,12 +116,17 @@ def test_a_place_that_can_not_be_written_to_is_told(tmp_path):
         report.write_json(tmp_path / "file" / report.JSON, ROWS, {})
 
 
-def test_the_figure_has_a_line_for_each_run_strategy_and_mode(tmp_path, monkeypatch):
-    from matplotlib import axes
+def test_the_figure_has_a_panel_for_each_mode_and_a_line_for_each_run_and_strategy(tmp_path, monkeypatch):
+    from matplotlib import axes, figure
 
-    lines = []
-    monkeypatch.setattr(axes.Axes, "legend", lambda self, **_: lines.extend(self.get_legend_handles_labels()[1]))
+    lines, drawn, errorbar = [], [], axes.Axes.errorbar
+    monkeypatch.setattr(figure.Figure, "legend", lambda self, handles, labels, **_: lines.extend(labels))
+    monkeypatch.setattr(
+        axes.Axes, "errorbar", lambda self, x, y, **k: (drawn.append((self, len(x))), errorbar(self, x, y, **k))[1]
+    )
     report.plot(tmp_path / report.FIGURE, ROWS, "title")
-    assert lines == ["a · greedy", "a · best_of_n · verified", "a · search · verified", "b · search · verified",
-                     "b · search · value_only"]  # fmt: skip
+    assert lines == ["a · greedy", "a · best_of_n", "a · search", "b · search"]
+    # Verified: greedy, best_of_n, both searches, one of them with two budgets; value only: greedy and one search.
+    assert [points for _, points in drawn] == [1, 1, 2, 1, 1, 1]
+    assert len({panel for panel, _ in drawn}) == 2
     assert (tmp_path / report.FIGURE).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,21 @@
+"""Countdown, four numbers from 1 to 13 and a target up to 100, from random weights and the rules alone, on a CPU.
+
+python -m alphallm.train --config=configs/countdown_cpu.py --workdir=runs/countdown_cpu
+"""
+
+import dataclasses
+
+from alphallm.tasks import TaskConfig
+from alphallm.training.config import Config
+from configs import game24_cpu
+
+
+def get_config() -> Config:
+    config = game24_cpu.get_config()
+    return dataclasses.replace(
+        config,
+        task=TaskConfig(
+            name="countdown", dataset="default", num_numbers=4, max_number=13, max_target=100, max_step_tokens=6
+        ),
+        training=dataclasses.replace(config.training, num_iterations=120),
+    )
