@@ -47,7 +47,7 @@ def define_flags() -> None:
 
 
 def main(arguments: list[str], overrides: dict[str, str]) -> None:
-    options = flags.FLAGS
+    options: Any = flags.FLAGS
     if arguments or overrides:
         raise UserError(f"{[*arguments, *overrides][0]!r} is not an option; see --help for those that there are.")
     if options.strategies == ["all"]:

@@ -53,18 +53,16 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         groups.setdefault((row.strategy, row.mode, row.budget, row.knob), []).append(row)
     runs = len(dict.fromkeys(row.run for row in rows))
-    return [
-        dataclasses.replace(
-            members[0],
-            run=f"{runs} runs" if len(members) == runs else f"{len(members)} of {runs} runs",
-            solved_SB=np.concatenate([row.solved_SB for row in members]),
-            **{name: float(np.mean([getattr(row, name) for row in members])) for name in _SPENDS},
-        )
-        for members in groups.values()
-    ]
-
-
-_SPENDS = ("illegal", "tokens", "expansions", "calls", "flops", "seconds")
+    together = []
+    for members in groups.values():
+        replaced: dict[str, Any] = {
+            "run": f"{runs} runs" if len(members) == runs else f"{len(members)} of {runs} runs",
+            "solved_SB": np.concatenate([row.solved_SB for row in members]),
+        }
+        for name in ("illegal", "tokens", "expansions", "calls", "flops", "seconds"):
+            replaced[name] = float(np.mean([getattr(row, name) for row in members]))
+        together.append(dataclasses.replace(members[0], **replaced))
+    return together
 
 
 def between_runs(rows: Sequence[Row]) -> list[dict[str, object]]:
