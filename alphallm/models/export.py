@@ -1,19 +1,20 @@
 """Weights without the rest of a run: a folder of `weights.safetensors`, `config.json` and `metrics.json`."""
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from alphallm.errors import UserError
 
 WEIGHTS, CONFIG, METRICS = "weights.safetensors", "config.json", "metrics.json"
-_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+_CODES = {"float32": "F32", "bfloat16": "BF16"}  # as safetensors calls them.
 _FORMAT = {"format": "alphallm 1"}
 
 
@@ -28,16 +29,47 @@ def export_weights(
 
     Names are the keys joined with "/". Each file appears whole or not at all.
     """
-    if dtype not in _DTYPES:
-        raise UserError(f"Weights can not be exported as {dtype!r}; choose one of {', '.join(_DTYPES)}.")
-    arrays = {name: np.asarray(leaf, _DTYPES[dtype], order="C") for name, leaf in _flatten(params).items()}
+    leaves = flatten(params)
+    shapes = {name: np.shape(leaf) for name, leaf in leaves.items()}
     try:
         os.makedirs(folder, exist_ok=True)
-        _write(folder, WEIGHTS, safetensors.numpy.save(arrays, metadata=_FORMAT))
-        _write(folder, CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-        _write(folder, METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
+        write_arrays(os.path.join(folder, WEIGHTS), shapes, dtype, leaves.__getitem__, _FORMAT)
+        write_file(folder, CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        write_file(folder, METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"The weights could not be written to {os.fspath(folder)!r}: {error}.") from error
+
+
+def write_arrays(
+    path: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    read: Callable[[str], Any],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file of the arrays that `read(name)` gives, each as `dtype`, "float32" or "bfloat16".
+
+    They are read one after the other and not kept (safetensors' own writer wants all of them at once). The file appears
+    whole or not at all.
+    """
+    check_dtype(dtype)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name in sorted(shapes):
+        end = start + math.prod(shapes[name]) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shapes[name]), "data_offsets": [start, end]}
+        start = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    partial = _partial(path)
+    with open(partial, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in sorted(shapes):
+            array = np.asarray(read(name), DTYPES[dtype], order="C")
+            if array.shape != tuple(shapes[name]):
+                raise ValueError(f"{name} has the shape {array.shape}, not {tuple(shapes[name])}.")
+            file.write(array.reshape(-1).view(np.uint8).data)
+    os.replace(partial, path)
 
 
 def load_export(folder: str | os.PathLike) -> tuple[dict[Any, Any], dict[str, Any], dict[str, Any]]:
@@ -51,29 +83,29 @@ def load_export(folder: str | os.PathLike) -> tuple[dict[Any, Any], dict[str, An
     path = os.path.join(folder, WEIGHTS)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            written_by_us = (file.metadata() or {}).get("format") == _FORMAT["format"]
-        arrays = safetensors.numpy.load_file(path)
+            if (file.metadata() or {}).get("format") != _FORMAT["format"]:
+                raise UserError(f"The weights in {path!r} were not exported by AlphaLLM; give a folder that it wrote.")
+            arrays = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"The weights in {path!r} are damaged ({error}); export them again.") from error
-    if not written_by_us:
-        raise UserError(f"The weights in {path!r} were not exported by AlphaLLM; give a folder that it wrote.")
-    params = _unflatten({name: array.astype(np.float32) for name, array in arrays.items()})
-    return params, _read_json(folder, CONFIG), _read_json(folder, METRICS)
+    return unflatten(arrays), _read_json(folder, CONFIG), _read_json(folder, METRICS)
 
 
-def _flatten(params: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(params: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their names, the keys joined with "/"."""
     flat: dict[str, Any] = {}
     for key, value in params.items():
         if "/" in str(key):
             raise ValueError(f"The parameter {prefix}{key} has a '/' in its name, which separates names here.")
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}/"))
+            flat.update(flatten(value, f"{prefix}{key}/"))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _unflatten(flat: Mapping[str, np.ndarray]) -> dict[Any, Any]:
+def unflatten(flat: Mapping[str, np.ndarray]) -> dict[Any, Any]:
+    """The inverse of `flatten`."""
     params: dict[Any, Any] = {}
     for name, array in flat.items():
         # NNX numbers the modules of a list with integers; no parameter of ours is named by a string of digits.
@@ -85,11 +117,23 @@ def _unflatten(flat: Mapping[str, np.ndarray]) -> dict[Any, Any]:
     return params
 
 
-def _write(folder: str | os.PathLike, name: str, content: bytes) -> None:
-    partial = os.path.join(folder, f".{name}.partial")
-    with open(partial, "wb") as file:
+def check_dtype(dtype: str) -> None:
+    """Raises UserError where weights can not be stored as `dtype`."""
+    if dtype not in DTYPES:
+        raise UserError(f"Weights can not be stored as {dtype!r}; choose one of {', '.join(DTYPES)}.")
+
+
+def write_file(folder: str | os.PathLike, name: str, content: bytes) -> None:
+    """Writes a small file, whole or not at all."""
+    path = os.path.join(folder, name)
+    with open(_partial(path), "wb") as file:
         file.write(content)
-    os.replace(partial, os.path.join(folder, name))
+    os.replace(_partial(path), path)
+
+
+def _partial(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.partial")
 
 
 def _read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:

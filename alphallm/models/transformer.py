@@ -10,16 +10,41 @@ attend to any number of cached blocks and to each other under a mask that the ca
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from alphallm.errors import check_range
 from alphallm.types import KeyValues, Past, pytree
 
 _MASKED = -1e30  # Finite: a query that may attend to nothing gives numbers, not NaN.
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScalingConfig:
+    """How the rotary frequencies are stretched for contexts longer than those of the pretraining."""
+
+    # Linear divides all frequencies by the factor (Chen et al. 2023); llama3 the low ones only (Llama 3.1).
+    kind: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 1.0
+    # llama3: a wave that fits fewer than `low` times into the pretraining's context is stretched, one that fits more
+    # than `high` times is not, and what is between goes over smoothly.
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+    def __post_init__(self):
+        check_range(self, 1, math.inf, "factor", "original_positions")
+        if not 0 < self.low_frequency_factor < self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor is {self.low_frequency_factor} and high_frequency_factor is "
+                f"{self.high_frequency_factor}: give numbers above 0, the second one the larger."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +58,10 @@ class ModelConfig:
     head_dim: int = 32
     hidden_dim: int = 256  # of the SwiGLU.
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScalingConfig = RopeScalingConfig()
     norm_epsilon: float = 1e-6
     attention_bias: bool = False  # on the query, key and value projections (Qwen2.5).
+    output_bias: bool = False  # on the attention's output projection (Llama's and Qwen3's option, with the others).
     qk_norm: bool = True  # RMSNorm of each head's queries and keys (Qwen3).
     tied_embeddings: bool = True
     dtype: str = "float32"  # of activations and cached keys and values; parameters and heads stay float32.
@@ -91,6 +118,8 @@ class Transformer(nnx.Module):
             layers["q_bias"] = nnx.Param(jnp.zeros((y, queries)))
             layers["k_bias"] = nnx.Param(jnp.zeros((y, keys)))
             layers["v_bias"] = nnx.Param(jnp.zeros((y, keys)))
+        if config.output_bias:
+            layers["o_bias"] = nnx.Param(jnp.zeros((y, e)))
         if config.qk_norm:
             layers["q_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
             layers["k_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
@@ -116,7 +145,7 @@ class Transformer(nnx.Module):
           past: cached blocks to attend to as well, each with its own mask.
         """
         dtype = jnp.dtype(self.config.dtype)
-        cos_BX1C, sin_BX1C = _rotary(positions_BX, self.config.head_dim, self.config.rope_theta, dtype)
+        cos_BX1C, sin_BX1C = _rotary(positions_BX, _frequencies(self.config), dtype)
         alone = mask_BXX is None
         masks = [p.mask_BXS for p in past] + [jnp.ones((1, 1, 1), bool) if mask_BXX is None else mask_BXX]
         bias = [jnp.where(m[:, None, None], 0.0, _MASKED) for m in masks]
@@ -170,7 +199,10 @@ class Transformer(nnx.Module):
             parts.append(_weighted_sum(weights[..., start : start + size], kv.values))
             start += size
         attended = sum(parts[1:], parts[0]).transpose(0, 3, 1, 2, 4).reshape(b * x, -1)
-        return attended @ layer["o"], new
+        attended = attended @ layer["o"]
+        if config.output_bias:
+            attended = attended + _like(layer["o_bias"], attended)
+        return attended, new
 
     def logits(self, hidden_E: jax.Array) -> jax.Array:
         """The policy head: next-token logits, float32, for hidden states `[..., E]`."""
@@ -214,8 +246,22 @@ def _rms_norm(x, scale_E, epsilon):
     return y.astype(x.dtype) * _like(scale_E.astype(x.dtype), x)
 
 
-def _rotary(positions_BX, head_dim, theta, dtype):
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def _frequencies(config: ModelConfig):
+    """Float32 [C / 2]: the rotary embedding's radians a position, the fastest first."""
+    frequencies = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling.kind == "none":
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    waves = scaling.original_positions * frequencies / (2 * jnp.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = jnp.clip((waves - low) / (high - low), 0.0, 1.0)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def _rotary(positions_BX, frequencies, dtype):
+    # In float32 whatever the dtype: bfloat16 can not tell position 1000 from 1001.
     angles = positions_BX[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
     angles = jnp.concatenate([angles, angles], -1)  # the rotate-half layout of the Hugging Face models.
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
