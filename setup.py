@@ -32,6 +32,8 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "hub": ["huggingface_hub>=0.30"],  # convert --from=<a name on the Hugging Face hub>
+        "parity": ["torch>=2.6", "transformers>=4.51"],  # what the tests of models/huggingface.py compare with
         "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "nbclient>=0.10", "ipykernel>=6"],
     },
 )

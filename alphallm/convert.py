@@ -43,7 +43,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     if os.path.exists(os.path.join(source, WEIGHTS)):
         said = to_huggingface(source, folder, dtype)
     else:
-        said = from_huggingface(source if os.path.isdir(source) else huggingface.download(source), folder, dtype)
+        source = source if os.path.isdir(source) else huggingface.download(source)
+        said = from_huggingface(source, folder, dtype)
     copied = huggingface.copy_others(source, folder)
     print(f"{folder}: {said}; {'with' if copied else 'without'} a tokenizer.")
 

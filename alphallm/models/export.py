@@ -74,12 +74,7 @@ def write_arrays(
 
 def load_export(folder: str | os.PathLike) -> tuple[dict[Any, Any], dict[str, Any], dict[str, Any]]:
     """The parameters (nested dicts of float32 arrays), the config and the metrics that `export_weights` wrote."""
-    absent = [name for name in (WEIGHTS, CONFIG, METRICS) if not os.path.isfile(os.path.join(folder, name))]
-    if absent:
-        raise UserError(
-            f"{os.fspath(folder)!r} is not a folder of exported weights: it has no {absent[0]}; "
-            f"such a folder holds {WEIGHTS}, {CONFIG} and {METRICS}."
-        )
+    _check_complete(folder)
     path = os.path.join(folder, WEIGHTS)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -89,6 +84,21 @@ def load_export(folder: str | os.PathLike) -> tuple[dict[Any, Any], dict[str, An
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"The weights in {path!r} are damaged ({error}); export them again.") from error
     return unflatten(arrays), _read_json(folder, CONFIG), _read_json(folder, METRICS)
+
+
+def read_export_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """The config alone, of a folder that `export_weights` wrote."""
+    _check_complete(folder)
+    return _read_json(folder, CONFIG)
+
+
+def _check_complete(folder: str | os.PathLike) -> None:
+    absent = [name for name in (WEIGHTS, CONFIG, METRICS) if not os.path.isfile(os.path.join(folder, name))]
+    if absent:
+        raise UserError(
+            f"{os.fspath(folder)!r} is not a folder of exported weights: it has no {absent[0]}; "
+            f"such a folder holds {WEIGHTS}, {CONFIG} and {METRICS}."
+        )
 
 
 def flatten(params: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

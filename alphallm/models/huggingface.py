@@ -1,9 +1,9 @@
 """Weights of Hugging Face models, in and out. The only place, with `huggingface_config`, that knows their names.
 
 Supported are Llama 2 and 3, Qwen2 and Qwen2.5, and Qwen3. Their folders hold config.json, one model.safetensors or
-several files with an index, and the tokenizer's files. Matrices are `[out, in]`
-there and `[in, out]` here, and each layer has tensors of its own there, which are stacked along the axis `Y` here. The
-value head, which no such model has, lies beside the others in value_head.safetensors, under our names.
+several files with an index, and the tokenizer's files. Matrices are `[out, in]` there and `[in, out]` here, and each
+layer has tensors of its own there, which are stacked along the axis `Y` here. The value head, which no such model has,
+lies beside the others in value_head.safetensors, under our names.
 
 Tensors are read and written one after the other, in pieces: `load` needs the memory of the parameters that it returns
 and little more, `save` that of the largest tensor.
@@ -273,7 +273,7 @@ def _pieces(stored: _Stored) -> Iterator[tuple[int, np.ndarray]]:
         view = file.get_slice(stored.name)
         rows = max(1, _PIECE // max(1, math.prod(stored.shape[1:])))
         for start in range(0, stored.shape[0], rows):
-            yield start, view[start : start + rows]
+            yield start, view[start : min(start + rows, stored.shape[0])]
 
 
 def _read_into(target: np.ndarray, stored: _Stored) -> None:

@@ -1,4 +1,4 @@
-"""Configs and tokenizers of Hugging Face models: what of them `ModelConfig` can say, and what it says in their words."""
+"""Configs of Hugging Face models: what of them `ModelConfig` can say, and what it says in their words."""
 
 import dataclasses
 import json
