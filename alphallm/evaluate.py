@@ -204,11 +204,12 @@ def say_forecast(contestants, planned, problems, seeds: int, known: Mapping[str,
 
 def show(rows: Sequence[Row], output: str, title: str, axis: str) -> None:
     console = make_console()
-    print_table(f"Solve rates: {title}", report.table_rows(rows), console)
+    print_table("Every row", report.table_rows(rows), console)
     for name, differences in report.difference_tables(rows).items():
         if differences:
             print_table(f"Paired differences of solve rates. {name}", differences, console)
-    report.write_tables(os.path.join(output, report.TABLES), rows, f"Solve rates: {title}")
+    print_table(f"Solve rates at budgets of tokens: {title}", report.overview(rows), console)
+    report.write_tables(os.path.join(output, report.TABLES), rows, f"Solve rates at budgets of tokens: {title}")
     report.plot(os.path.join(output, report.FIGURE), rows, title, axis)
     written = f"Written to {os.path.join(output, report.JSON)}, {report.TABLES} and {report.FIGURE} beside it."
     console.print(written, soft_wrap=True, markup=False)

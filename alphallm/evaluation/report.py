@@ -44,6 +44,30 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, object]]:
     ]
 
 
+def overview(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Solve rates with intervals, strategies x budgets for each run and mode, the best at the largest budget first.
+
+    Greedy decoding, which takes what it takes, stands in every budget's column.
+    """
+    budgets = sorted({row.budget for row in rows if row.budget is not None})
+    lines: dict[tuple[str, str, str], dict[int, Row]] = {}
+    for row in rows:
+        line = lines.setdefault((row.run, row.mode, row.strategy), {})
+        line.update(dict.fromkeys(budgets, row) if row.budget is None else {row.budget: row})
+    runs, modes = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("run", "mode"))
+
+    def place(item) -> tuple[int, int, list[float]]:
+        (run, mode, _), line = item
+        rates = [-line[budget].rate.estimate if budget in line else 0.0 for budget in reversed(budgets)]
+        return runs.index(run), modes.index(mode), rates
+
+    return [
+        {"run": run, "mode": mode, "strategy": strategy}
+        | {str(b): f"{line[b].rate.estimate:.3f} {line[b].rate}" if b in line else None for b in budgets}
+        for (run, mode, strategy), line in sorted(lines.items(), key=place)
+    ]
+
+
 def pooled(rows: Sequence[Row]) -> list[Row]:
     """Rows of several runs as if those were seeds of one: their outcomes side by side, [all seeds, B], mean spends.
 
@@ -218,8 +242,8 @@ def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "", axis: st
 
 
 def write_tables(path: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
-    """The table of rows and those of paired differences, as Markdown."""
-    tables = {title: table_rows(rows), **difference_tables(rows)}
+    """The overview, the table of rows and those of paired differences, as Markdown."""
+    tables = {title: overview(rows), "Every row": table_rows(rows), **difference_tables(rows)}
     parts = [f"## {name}\n\n{_markdown(table)}" for name, table in tables.items() if table]
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(parts))

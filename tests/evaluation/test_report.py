@@ -55,10 +55,24 @@ def test_runs_are_pooled_as_seeds_of_one():
 def test_the_tables_as_markdown(tmp_path):
     report.write_tables(tmp_path / report.TABLES, ROWS, "a title")
     lines = (tmp_path / report.TABLES).read_text().splitlines()
-    assert lines[0] == "## a title" and lines[2].startswith("| run | strategy | mode | budget |")
-    assert lines[4].startswith("| a | greedy | both |  |  | 0.25 |")
-    assert sum(line.startswith("## ") for line in lines) == 4
-    assert all(line.count(" | ") == lines[2].count(" | ") for line in lines[2:10])
+    assert lines[0] == "## a title" and lines[2] == "| run | mode | strategy | 100 | 300 |"
+    assert lines[4].startswith("| a | both | greedy | 0.250 [0.0")
+    rows = lines.index("## Every row")
+    assert lines[rows + 2].startswith("| run | strategy | mode | budget |")
+    assert lines[rows + 4].startswith("| a | greedy | both |  |  | 0.25 |")
+    assert sum(line.startswith("## ") for line in lines) == 5
+    assert all(line.count(" | ") == lines[rows + 2].count(" | ") for line in lines[rows + 2 : rows + 10])
+
+
+def test_the_overview_has_a_column_for_each_budget_and_the_best_first():
+    table = report.overview([*ROWS, row("a", "beam", "verified", [1, 1, 1, 0], 300)])
+    assert told(table, "run", "mode", "strategy") == [
+        ("a", "both", "greedy"), ("a", "verified", "search"), ("a", "verified", "beam"), ("a", "verified", "best_of_n"),
+        ("b", "verified", "search"), ("b", "value_only", "search"),
+    ]  # fmt: skip
+    assert table[1]["100"] == f"0.625 {ROWS[2].rate}" and table[1]["300"] == f"1.000 {ROWS[3].rate}"
+    assert table[0]["100"] == table[0]["300"] == f"0.250 {ROWS[0].rate}"
+    assert table[2]["100"] is None and table[3]["300"] is None
 
 
 def told(table, *columns):

@@ -101,7 +101,9 @@ def test_several_files_are_one_model(model_folder):
 def test_bfloat16_stays_and_float16_becomes_float32(model_folder):
     _, exact = huggingface.load(str(model_folder))
     for dtype, name in ((jnp.bfloat16, "bfloat16"), (np.float16, "float32")):
-        edit_tensors(model_folder, lambda tensors, d=dtype: tensors.update({n: t.astype(d) for n, t in tensors.items()}))
+        edit_tensors(
+            model_folder, lambda tensors, d=dtype: tensors.update({n: t.astype(d) for n, t in tensors.items()})
+        )
         config, params = huggingface.load(str(model_folder))
         assert config.dtype == name and {str(x.dtype) for x in flatten(params).values()} == {name}
         np.testing.assert_allclose(params["layers"]["q"].astype(np.float32), exact["layers"]["q"], rtol=2**-8)

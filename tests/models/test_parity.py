@@ -31,6 +31,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+THETA = {"rope_type": "default", "rope_theta": 1e6}
 CASES = {
     "llama": ("Llama", {}),
     "llama, tied": ("Llama", {"tie_word_embeddings": True}),
@@ -41,7 +42,7 @@ CASES = {
     "llama, llama3 RoPE": ("Llama", {"rope_parameters": LLAMA3}),
     "llama, larger epsilon": ("Llama", {"rms_norm_eps": 1e-2}),
     "qwen2": ("Qwen2", {}),
-    "qwen2, tied, theta": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen2, tied, theta": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": THETA}),
     "qwen3": ("Qwen3", {"head_dim": 8}),
     "qwen3, wide heads": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3, biases": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
