@@ -102,7 +102,8 @@ class _Program:
         return jax.tree.map(np.asarray, result), time.perf_counter() - began
 
 
-@functools.lru_cache(maxsize=64)
+# A compiled program holds about a thousand memory mappings, and Linux gives a process 65,530; past them XLA crashes.
+@functools.lru_cache(maxsize=24)
 def _program(model: LanguageModel, task, program: Strategy, keep_solutions: bool, batch_size: int) -> _Program:
     del batch_size  # Part of the key: a compiled function has one batch size.
     return _Program(model, task, program, keep_solutions)
