@@ -1,12 +1,12 @@
-"""The recorded runs of the README: three seeds of configs/game24_cpu.py, judged once on the test split.
+"""The recorded runs of experiments/README.md: three seeds of configs/game24_cpu.py, judged once on the test split.
 
 python -m experiments.game24_cpu.run --output=runs/game24_cpu [--seeds=0,1,2]
 python -m experiments.game24_cpu.run --output=runs/game24 --config=configs/game24.py --results=experiments/game24 \
     --noexport --override=task.manual_dir=FOLDER
 
 Trains each seed into OUTPUT/seed_N (a finished one is left alone, an unfinished one goes on), evaluates them and the
-first seed's warm start, and writes what the README shows to RESULTS, by default here: training.png, tables and figures
-of both comparisons, the README's table (table.md), and the first seed's weights.
+first seed's warm start, and writes what that page shows to RESULTS, by default here: training.png, tables and figures
+of both comparisons, its table (table.md), and the first seed's weights.
 """
 
 import json
