@@ -14,6 +14,7 @@ REQUIREMENTS = [
     "tensorflow-datasets>=4.9.8",
     "array_record>=0.7",  # the file format of our datasets: tensorflow-datasets reads it without TensorFlow
     "importlib_resources>=6",  # tensorflow-datasets needs it and does not say so
+    "math-verify>=0.9",
     "absl-py>=2.1",
     "rich>=13",
     "tensorboardX>=2.6.2",

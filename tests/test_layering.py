@@ -31,6 +31,7 @@ HOMES = {
     "array_record": {"tasks"},
     "grain": {"tasks"},
     "tokenizers": {"tasks"},
+    "math_verify": {"tasks"},
     "flax": {"models"},
     "safetensors": {"models"},
     "mctx": {"search"},

@@ -1,0 +1,197 @@
+"""Whether two answers are equal, as Math-Verify sees it; and the worker process that `grader.Grader` asks.
+
+Math-Verify reads LaTeX into SymPy and compares. What is done here before it is spelling only: units come off, and
+decimals become fractions, so that they are compared exactly (the library rounds them to six digits). SymPy takes a
+second to load: nothing but the worker imports this module, and the worker imports nothing else of AlphaLLM.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import resource
+import signal
+import sys
+from typing import TextIO
+
+from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
+
+RIGHT, WRONG, UNREADABLE, UNREADABLE_REFERENCE = "right", "wrong", "unreadable", "unreadable reference"
+_MEMORY = 4 << 30  # bytes of a worker's address space: a huge number ends the worker, not the host.
+
+# `_without_unit` takes units off: the library's list of them has "t", "h", "c" and other names of variables.
+_LATEX = LatexExtractionConfig(
+    boxed_match_priority=-1,
+    normalization_config=LatexNormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+    ),
+)
+_UNICODE = {"−": "-", "×": r"\times ", "÷": r"\div ", "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "∪": r"\cup "}
+_UNICODE |= {"≤": r"\le ", "≥": r"\ge ", "°": r"^\circ", "²": "^2", "³": "^3"}
+# One unit a line, first the name that stands for all. Names of one letter are units in \text{...} only.
+_UNITS = {
+    name: line.split()[0]
+    for line in """percent percentage pct %
+        dollar dollars
+        cent cents
+        degree degrees deg
+        mm millimeter millimeters
+        cm centimeter centimeters
+        m meter meters
+        km kilometer kilometers
+        in inch inches
+        ft foot feet
+        yd yard yards
+        mi mile miles
+        g gram grams
+        kg kilogram kilograms
+        oz ounce ounces
+        lb lbs pound pounds
+        ml milliliter milliliters
+        l liter liters
+        s sec second seconds
+        min minute minutes
+        h hr hrs hour hours
+        day days
+        week weeks
+        month months
+        year years
+        am
+        pm
+        thousand
+        million
+        billion
+        2 square sq
+        3 cubic cu
+        4
+        unit units mph kmh""".splitlines()
+    for name in line.split()
+}
+_NAMES = "|".join(name for name in sorted(_UNITS, key=len, reverse=True) if len(name) > 1)
+_TEXT = r"\\(?:text|textrm|textnormal|mbox|mathrm)"
+_UNIT_AT_END = [
+    rf"(?P<rest>(?!.*{_TEXT}.*{_TEXT}).*(?:\d|\\pi).*?) *{_TEXT} *\{{(?P<unit>[^{{}}]*)\}} *(?P<power>\^ *\{{?\d\}}?)?",
+    rf"(?P<rest>.*(?:[\d)}}]|\\pi)) ?(?P<unit>(?:{_NAMES})(?:(?: per |[ /])(?:{_NAMES}))*)(?P<power>\^ *\{{?\d\}}?)?",
+    r"(?P<rest>.*(?:[\d)}])) ?\\?(?P<unit>%)(?P<power>)",
+    r"(?P<rest>-?[\d,.]+) (?P<unit>[a-zA-Z]{4}[a-zA-Z ]*)(?P<power>)",  # 18 apples
+]
+# Two numbers side by side, which the library adds (`\frac 1 2` and `\log_2 8` are none), and 1.2.3.
+_AMBIGUOUS = re.compile(r"(?<!frac)(?<!frac )(?<!_)\d \d|\d\.\d+\.\d")
+
+
+def compare(given: str, reference: str) -> str:
+    """RIGHT or WRONG, or whose text cannot be read: UNREADABLE (the given answer) or UNREADABLE_REFERENCE.
+
+    A unit, a percent sign or a base may be left out, but where both answers have one it must be the same. A percentage
+    equals a number without the sign both as 75 and as 0.75. Lists are sets; tuples and intervals keep their order.
+    """
+    (given, unit), (reference, reference_unit) = _without_unit(given), _without_unit(reference)
+    given, reference = _respelled(given), _respelled(reference)
+    read_given, read_reference = _read(given), _read(reference)
+    if not read_reference:
+        return RIGHT if given == reference != "" else UNREADABLE_REFERENCE
+    if not read_given:
+        return UNREADABLE
+    if unit and reference_unit and unit != reference_unit:
+        return WRONG
+    if {given[:2], reference[:2]} & {"\\{"} and {given[:1], reference[:1]} & {"(", "["}:
+        return WRONG  # the library takes an open interval for a set of two.
+    if verify(read_reference, read_given, allow_set_relation_comp=True, timeout_seconds=None) or given == reference:
+        return RIGHT
+    if (unit == "percent") != (reference_unit == "percent"):
+        hundredth = _read(rf"\frac{{{given if unit == 'percent' else reference}}}{{100}}")
+        pair = (read_reference, hundredth) if unit == "percent" else (hundredth, read_given)
+        return RIGHT if verify(*pair, timeout_seconds=None) else WRONG
+    return WRONG
+
+
+def _read(text: str) -> list:
+    """The library's reading of `text`; empty if it has none."""
+    found = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
+    return [expression for expression in found if not isinstance(expression, str)]
+
+
+def _without_unit(text: str) -> tuple[str, str]:
+    """Text without spaces and delimiters around it, without its unit, and the unit's name; "" for none or unknown."""
+    for character, latex in _UNICODE.items():
+        text = text.replace(character, latex)
+    text = re.sub(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\!", "", text)
+    text = re.sub(r"(?:(?<!\\)\\[,;: ]|[\s~])+", " ", text).strip().rstrip(". ")
+    for start, end in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        if text.startswith(start) and text.endswith(end) and len(text) > len(start + end):
+            text = text[len(start) : -len(end)].strip().rstrip(". ")
+    based = re.fullmatch(r"(\d+)_\{?(\d+)\}?", text)
+    if based:
+        return based[1], f"base {based[2]}"
+    unit = ""
+    money = re.fullmatch(r"(-?) ?\\?\$ ?(.*)", text)
+    if money:
+        text, unit = money[1] + money[2], "dollars"
+    for pattern in _UNIT_AT_END:
+        found = re.fullmatch(pattern, text)
+        if found:
+            text, unit = found["rest"].strip(), f"{unit} {found['unit']}{found['power'] or ''}"
+            break
+    angle = re.fullmatch(r"(.*?) ?\^ ?(?:\{ ?\\circ ?\}|\\circ)", text)
+    if angle:
+        text, unit = angle[1], f"{unit} degrees"
+    return text, _unit_name(unit)
+
+
+def _unit_name(unit: str) -> str:
+    """Square centimeters and cm^2 are one name; "" for a unit that is not in the list."""
+    names = [
+        _UNITS.get(name, "unit") for name in re.findall(r"[a-z]+|\d|%", unit.lower().replace(".", "")) if name != "per"
+    ]
+    return "" if "unit" in names else " ".join(sorted(names))
+
+
+def _respelled(text: str) -> str:
+    """Spellings of numbers and words that the library does not know, in those that it does; "" if it would misread."""
+    text = text.replace("{,}", ",").replace("infinity", r"\infty")
+    if re.fullmatch(r"(?:\w ?= ?)?-?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?", text):
+        text = re.sub(r"(?<=\d)[, ]", "", text)
+    if re.fullmatch(r"(?=.*[a-zA-Z]{4})[a-zA-Z ]+", text):
+        return rf"\text{{{text}}}"  # else the word is a product of letters, in any order.
+    text = re.sub(r"^(-?[\d.]+)[eE]\+?(-?\d+)$", r"\1 \\times 10^{\2}", text)
+    text = re.sub(r"(\d+) (\d+)/(\d+)", r"\1\\frac{\2}{\3}", text)
+    if _AMBIGUOUS.search(text):
+        return ""
+    text = re.sub(r"\^ ?(-?\d*\.\d+)", r"^{\1}", text)
+    text = re.sub(r"(\d*)\.(\d*)\\overline ?\{(\d+)\}", _recurring, text)
+    return re.sub(r"(\d*)\.(\d+)", lambda found: _fraction(found[1] + found[2], 10 ** len(found[2])), text)
+
+
+def _recurring(found: re.Match) -> str:
+    """The fraction of 0.1\\overline{6}: the digits with the period less those without it, over 90."""
+    whole, fixed, period = found.groups()
+    numerator = int(whole + fixed + period) - int(whole + fixed or "0")
+    return _fraction(numerator, 10 ** len(fixed) * (10 ** len(period) - 1))
+
+
+def _fraction(numerator: int | str, denominator: int) -> str:
+    return rf"\frac{{{int(numerator)}}}{{{denominator}}}"
+
+
+def serve(seconds: float, questions: TextIO, answers: TextIO):
+    """Answers lines of [given, reference] until there are none. The kernel ends the process after `seconds` on a line.
+
+    So the limit holds in C code too, and for a worker whose host is gone.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    with contextlib.suppress(ValueError, OSError):  # not every system can.
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    for line in questions:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        answer = compare(*json.loads(line))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(answer, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)  # the library warns that its own time limit is off, and of every failure.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    compare("1", "1")  # what is loaded and compiled on first use is not in anyone's time.
+    print("ready", file=answers, flush=True)
+    serve(float(sys.argv[1]), sys.stdin, answers)
