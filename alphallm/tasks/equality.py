@@ -58,16 +58,14 @@ _UNITS = {
         year years
         am
         pm
-        thousand
-        million
-        billion
         2 square sq
         3 cubic cu
         4
         unit units mph kmh""".splitlines()
     for name in line.split()
 }
-_NAMES = "|".join(name for name in sorted(_UNITS, key=len, reverse=True) if len(name) > 1)
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}
+_NAMES = "|".join(name for name in sorted([*_UNITS, *_POWERS], key=len, reverse=True) if len(name) > 1)
 _TEXT = r"\\(?:text|textrm|textnormal|mbox|mathrm)"
 _UNIT_AT_END = [
     rf"(?P<rest>(?!.*{_TEXT}.*{_TEXT}).*(?:\d|\\pi).*?) *{_TEXT} *\{{(?P<unit>[^{{}}]*)\}} *(?P<power>\^ *\{{?\d\}}?)?",
@@ -135,6 +133,8 @@ def _without_unit(text: str) -> tuple[str, str]:
     angle = re.fullmatch(r"(.*?) ?\^ ?(?:\{ ?\\circ ?\}|\\circ)", text)
     if angle:
         text, unit = angle[1], f"{unit} degrees"
+    for power in set(_POWERS) & set(unit.split()):
+        text, unit = rf"{text}\times 10^{_POWERS[power]}", unit.replace(power, "")
     return text, _unit_name(unit)
 
 
@@ -148,13 +148,15 @@ def _unit_name(unit: str) -> str:
 
 def _respelled(text: str) -> str:
     """Spellings of numbers and words that the library does not know, in those that it does; "" if it would misread."""
-    text = text.replace("{,}", ",").replace("infinity", r"\infty")
+    text = text.replace("{,}", ",").replace("infinity", r"\infty").replace(r"\varnothing", r"\emptyset")
     if re.fullmatch(r"(?:\w ?= ?)?-?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?", text):
         text = re.sub(r"(?<=\d)[, ]", "", text)
     if re.fullmatch(r"(?=.*[a-zA-Z]{4})[a-zA-Z ]+", text):
         return rf"\text{{{text}}}"  # else the word is a product of letters, in any order.
     text = re.sub(r"^(-?[\d.]+)[eE]\+?(-?\d+)$", r"\1 \\times 10^{\2}", text)
     text = re.sub(r"(\d+) (\d+)/(\d+)", r"\1\\frac{\2}{\3}", text)
+    if "_" not in text:  # where it is no index, i is the library's I; its own i is a variable.
+        text = re.sub(r"(?<![a-zA-Z\\])i(?![a-zA-Z])", "I", text)
     if _AMBIGUOUS.search(text):
         return ""
     text = re.sub(r"\^ ?(-?\d*\.\d+)", r"^{\1}", text)

@@ -1,7 +1,7 @@
 """Grades final answers in text, such as those of GSM8K and MATH, against reference answers. Host side, no JAX.
 
-Equality is Math-Verify's (see `equality`). Answers are hostile, 9^{9^{9^9}} is one: so they are read in worker processes
-of their own, which have a limit on time and memory, know nothing of JAX, and are replaced when an answer ends them.
+Equality is Math-Verify's (see `equality`). Answers are hostile, 9^{9^{9^9}} is one: so they are read in processes of
+their own, which have a limit on time and memory, know nothing of JAX, and are replaced when an answer ends them.
 """
 
 import concurrent.futures
