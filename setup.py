@@ -15,6 +15,7 @@ REQUIREMENTS = [
     "array_record>=0.7",  # the file format of our datasets: tensorflow-datasets reads it without TensorFlow
     "importlib_resources>=6",  # tensorflow-datasets needs it and does not say so
     "math-verify>=0.9",
+    "latex2sympy2_extended>=1.11",  # its parser; math-verify pins the version
     "absl-py>=2.1",
     "rich>=13",
     "tensorboardX>=2.6.2",

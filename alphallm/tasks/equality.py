@@ -6,26 +6,23 @@ second to load: nothing but the worker imports this module, and the worker impor
 """
 
 import contextlib
+import functools
 import json
 import logging
 import re
 import resource
 import signal
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
-from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
+from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+from math_verify import verify
 
 RIGHT, WRONG, UNREADABLE, UNREADABLE_REFERENCE = "right", "wrong", "unreadable", "unreadable reference"
 _MEMORY = 4 << 30  # bytes of a worker's address space: a huge number ends the worker, not the host.
 
 # `_without_unit` takes units off: the library's list of them has "t", "h", "c" and other names of variables.
-_LATEX = LatexExtractionConfig(
-    boxed_match_priority=-1,
-    normalization_config=LatexNormalizationConfig(
-        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
-    ),
-)
+_NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _UNICODE = {"−": "-", "×": r"\times ", "÷": r"\div ", "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "∪": r"\cup "}
 _UNICODE |= {"≤": r"\le ", "≥": r"\ge ", "°": r"^\circ", "²": "^2", "³": "^3"}
 # One unit a line, first the name that stands for all. Names of one letter are units in \text{...} only.
@@ -73,6 +70,7 @@ _UNIT_AT_END = [
     r"(?P<rest>.*(?:[\d)}])) ?\\?(?P<unit>%)(?P<power>)",
     r"(?P<rest>-?[\d,.]+) (?P<unit>[a-zA-Z]{4}[a-zA-Z ]*)(?P<power>)",  # 18 apples
 ]
+_BRACKETS = r"[(\[][^()\[\]]*[)\]]"  # one interval or tuple.
 # Two numbers side by side, which the library adds (`\frac 1 2` and `\log_2 8` are none), and 1.2.3.
 _AMBIGUOUS = re.compile(r"(?<!frac)(?<!frac )(?<!_)\d \d|\d\.\d+\.\d")
 
@@ -86,27 +84,35 @@ def compare(given: str, reference: str) -> str:
     (given, unit), (reference, reference_unit) = _without_unit(given), _without_unit(reference)
     given, reference = _respelled(given), _respelled(reference)
     read_given, read_reference = _read(given), _read(reference)
-    if not read_reference:
+    if read_reference is None:
         return RIGHT if given == reference != "" else UNREADABLE_REFERENCE
-    if not read_given:
+    if read_given is None:
         return UNREADABLE
     if unit and reference_unit and unit != reference_unit:
         return WRONG
-    if {given[:2], reference[:2]} & {"\\{"} and {given[:1], reference[:1]} & {"(", "["}:
+    texts = (given, reference)
+    if any(text.startswith(r"\{") for text in texts) and any(re.fullmatch(_BRACKETS, text) for text in texts):
         return WRONG  # the library takes an open interval for a set of two.
     if verify(read_reference, read_given, allow_set_relation_comp=True, timeout_seconds=None) or given == reference:
         return RIGHT
-    if (unit == "percent") != (reference_unit == "percent"):
-        hundredth = _read(rf"\frac{{{given if unit == 'percent' else reference}}}{{100}}")
-        pair = (read_reference, hundredth) if unit == "percent" else (hundredth, read_given)
-        return RIGHT if verify(*pair, timeout_seconds=None) else WRONG
-    return WRONG
+    if (unit == "percent") == (reference_unit == "percent"):
+        return WRONG
+    if unit == "percent":
+        read_given = _read(rf"\frac{{{given}}}{{100}}")
+    else:
+        read_reference = _read(rf"\frac{{{reference}}}{{100}}")
+    return RIGHT if verify(read_reference, read_given, timeout_seconds=None) else WRONG
 
 
-def _read(text: str) -> list:
-    """The library's reading of `text`; empty if it has none."""
-    found = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
-    return [expression for expression in found if not isinstance(expression, str)]
+@functools.lru_cache(maxsize=256)  # one reference has many answers.
+def _read(text: str) -> Any:
+    """SymPy's object of the whole text, or None. Not Math-Verify's `parse`, which looks for any part it can read."""
+    try:
+        return latex2sympy(normalize_latex(text, _NORMALIZATION), is_real=True, normalization_config=None)
+    except MemoryError:  # earlier answers may be to blame: the grader asks a new worker.
+        raise
+    except Exception:  # the parser has no error of its own.
+        return None
 
 
 def _without_unit(text: str) -> tuple[str, str]:

@@ -70,7 +70,7 @@ class Grader:
 
     def __init__(self, seconds: float = 5.0, processes: int = 1):
         if not 0 < seconds < 1e6:
-            raise UserError(f"The grader's limit is {seconds} seconds for an answer: give a number above 0.")
+            raise UserError(f"The grader's limit is {seconds} seconds for an answer: give a number above 0, below 1e6.")
         if processes < 1:
             raise UserError(f"The grader has {processes} processes: give 1 or more.")
         self._workers = [_Worker(seconds) for _ in range(processes)]
@@ -119,16 +119,23 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, given: str, reference: str) -> Verdict:
-        if self._process is None or self._process.poll() is not None:
+        fresh = self._process is None or self._process.poll() is not None
+        if fresh:
             self._process = self._start()
-        assert self._process.stdin and self._process.stdout
+        assert self._process and self._process.stdin and self._process.stdout
         answer = ""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps([given, reference]) + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline().strip()
         if not answer:
-            return self._ended(given)
+            code = self._process.wait()
+            if code == -signal.SIGALRM:
+                reason = f"The answer {_short(given)} took more than {self._seconds:g} seconds."
+                return Verdict(Outcome.TOO_SLOW, reason)
+            if not fresh:  # what ended it may be an earlier answer: memory that was not given back.
+                return self.ask(given, reference)
+            return Verdict(Outcome.UNREADABLE, f"The answer {_short(given)} ended its worker (exit code {code}).")
         if answer.startswith("unreadable"):
             name, text = ("reference answer", reference) if answer.endswith("reference") else ("answer", given)
             return Verdict(Outcome.UNREADABLE, f"The {name} {_short(text)} cannot be read as mathematics.")
@@ -151,13 +158,6 @@ class _Worker:
             process.communicate()
             raise UserError(f"The grader's worker does not start: run {sys.executable} -P {_WORKER} 1 to see why.")
         return process
-
-    def _ended(self, given: str) -> Verdict:
-        assert self._process
-        code = self._process.wait()
-        if code == -signal.SIGALRM:
-            return Verdict(Outcome.TOO_SLOW, f"The answer {_short(given)} took more than {self._seconds:g} seconds.")
-        return Verdict(Outcome.UNREADABLE, f"The answer {_short(given)} ended its worker (exit code {code}).")
 
     def end(self):
         if self._process is not None:

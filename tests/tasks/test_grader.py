@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -123,10 +125,14 @@ def test_what_the_grader_cannot_do_is_known(graders):
         r"5 \undefined 7",
         "$",
         "^^",
+        r"^ \frac{1}{1}",
+        r"^ \(1\)",
+        "^$1$",
+        "answer: $1$ ^",
     ],
 )
 def test_what_is_no_answer_is_unreadable(given, graders):
-    """The library reads `1 2` as 3, the sum: it must not be asked."""
+    """The library reads `1 2` as 3, the sum, and of other texts the part that it can read: it must not be asked so."""
     for reference in ("1", "3", "12"):
         verdict = graders.grade([(given, reference)])[0]
         assert verdict.outcome == Outcome.UNREADABLE and not verdict.right
@@ -209,10 +215,34 @@ def test_a_worker_that_dies_is_replaced():
     with Grader(seconds=30.0) as one:
         assert outcome(one, "1", "1") == Outcome.RIGHT
         process = one._workers[0]._process
+        assert resource.prlimit(process.pid, resource.RLIMIT_AS) == (4 << 30, 4 << 30)
         process.kill()
         process.wait()
         assert outcome(one, "1", "1") == Outcome.RIGHT
         assert one._workers[0]._process is not process
+
+
+def test_an_answer_that_ends_its_worker_is_unreadable(monkeypatch, tmp_path):
+    """Where the worker is not new, a new one is asked first: what ends a worker may be what earlier answers left."""
+    program = (
+        "import os, sys\nprint('ready', flush=True)\n"
+        "for asked, line in enumerate(sys.stdin):\n"
+        "    if 'always' in line or asked and 'late' in line: os._exit(3)\n"
+        "    print('right', flush=True)\n"
+    )
+    (tmp_path / "worker.py").write_text(program)
+    monkeypatch.setattr(grader, "_WORKER", tmp_path / "worker.py")
+    ended = Verdict(Outcome.UNREADABLE, "The answer 'always' ended its worker (exit code 3).")
+    with Grader() as one:
+        for given in ("1", "always", "1", "late", "late"):
+            assert one.grade([(given, "1")]) == [ended if given == "always" else Verdict(Outcome.RIGHT)]
+
+
+def test_a_worker_without_a_host_ends():
+    command = [sys.executable, "-P", str(grader._WORKER), "1"]
+    for question, code in (('["9^{9^{9^{9}}}", "1"]\n', -signal.SIGALRM), ("", 0)):
+        done = subprocess.run(command, input=question, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (code, "ready\n")
 
 
 def test_verdicts_keep_the_order_and_doubles_are_read_once(graders, monkeypatch):
