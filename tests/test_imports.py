@@ -11,7 +11,12 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # A distribution is named otherwise than what it is imported as.
-DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "absl": "absl-py", "tensorflow_datasets": "tensorflow-datasets"}
+DISTRIBUTIONS = {
+    "orbax": "orbax-checkpoint",
+    "absl": "absl-py",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "math_verify": "math-verify",
+}
 
 
 def modules() -> list[str]:
