@@ -230,7 +230,7 @@ def plot(path: str | os.PathLike, rows: Sequence[Row], title: str = "", axis: st
                 [max(1e-6, getattr(row, axis)) for row in members], rate, yerr=[below, above], capsize=2,
                 color="black" if name == "search" else pyplot.colormaps["tab20"](names.index(name) % 20),
                 linewidth=2.5 if name == "search" else 1.2, marker="osD^v<>*"[runs.index(run) % 8],
-                linestyle="-" if names.index(name) < 10 else "--",
+                linestyle="-" if names.index(name) < 10 else "--", zorder=3 if name == "search" else 2,
             )  # fmt: skip
         axes.set(xscale="log", xlabel=f"{AXES[axis]} per problem", ylim=(-0.02, 1.02), title=mode.replace("_", " "))
         axes.grid(alpha=0.3)
