@@ -36,6 +36,14 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "hub": ["huggingface_hub>=0.30"],  # convert --from=<a name on the Hugging Face hub>
         "parity": ["torch>=2.6", "transformers>=4.51"],  # what the tests of models/huggingface.py compare with
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "nbclient>=0.10", "ipykernel>=6"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "nbclient>=0.10",
+            "ipykernel>=6",
+        ],
     },
 )

@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 ruff format --check .
 ruff check .
 mypy
-python -m pytest -q "$@"
+# Two processes, each with whole files: most of the time goes to compilation, which uses one core.
+python -m pytest -q -n 2 --dist loadfile "$@"
