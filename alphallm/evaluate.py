@@ -8,6 +8,7 @@ was stopped goes on, and one that is finished can be added to. With --pool, tabl
 one config.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,6 +44,9 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "pool", False, "In tables and figure, put the outcomes of all runs together: seeds of one config."
     )
+    flags.DEFINE_string(
+        "manual_dir", "", "The folder with 24.csv (datasets tot, tsllm); else the run's own, or a download."
+    )
     flags.DEFINE_string("output", "", "The folder to write to; by default the first workdir.")
 
 
@@ -53,7 +57,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     if options.strategies == ["all"]:
         options.strategies = list(STRATEGIES)
     check_options(options)
-    loaded = [load(workdir, options.params) for workdir in options.workdir]
+    loaded = [load(workdir, options.params, options.manual_dir) for workdir in options.workdir]
     contestants = enter(run_names(options.workdir), loaded)
     problems = common_problems(contestants, [config for config, _ in loaded], options.split, options.num_problems)
     budgets = [int(budget) for budget in options.budgets] or common_budgets(contestants, options.strategies)
@@ -93,11 +97,14 @@ def check_options(options: Any) -> None:
             raise UserError(f"--{name}={getattr(options, name)} is out of range: give {least} or more.")
 
 
-def load(workdir: str, which: str) -> tuple[Any, Any]:
-    """Config and parameters."""
+def load(workdir: str, which: str, manual_dir: str) -> tuple[Any, Any]:
+    """Config and parameters; the task's manual_dir replaced if one is given."""
     from alphallm.training.loop import load_params  # takes seconds to import, which a wrong option need not wait for
 
-    return load_params(workdir, which)
+    config, params = load_params(workdir, which)
+    if manual_dir:
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, manual_dir=manual_dir))
+    return config, params
 
 
 def folder_of(workdir: str) -> str:

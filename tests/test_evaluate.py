@@ -41,7 +41,7 @@ def options(workdirs, **changed):
     values = {
         "workdir": workdirs, "split": "test", "strategies": list(STRATEGIES), "budgets": [], "modes": list(MODES),
         "seeds": 1, "num_problems": 0, "params": "average", "batch_size": 64, "axis": "tokens", "output": "",
-        "pool": False,
+        "pool": False, "manual_dir": "",
     }  # fmt: skip
     assert changed.keys() <= values.keys()
     return types.SimpleNamespace(**{**values, **changed})
@@ -85,6 +85,13 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
     tables = (tmp_path / "a" / "evaluation.md").read_text()
     assert "| 2 runs | best_of_n | verified | 16 | N=2 |" in tables and "Between runs" not in tables
     assert len(json.loads((tmp_path / "a" / "evaluation.json").read_text())["rows"]) == 4  # as they were
+
+
+def test_the_ranked_puzzles_are_read_where_the_user_says(tmp_path, monkeypatch):
+    folder = exported(tmp_path / "a", TaskConfig(dataset="tot", manual_dir=str(tmp_path / "of another machine")))
+    for manual_dir, looked in ((str(tmp_path / "here"), "here"), ("", "of another machine")):
+        with pytest.raises(UserError, match=f"{looked}/24.csv does not exist"):
+            run(monkeypatch, [folder], manual_dir=manual_dir, budgets=["300"])
 
 
 def test_a_stopped_comparison_goes_on_and_a_finished_one_can_be_added_to(tmp_path, monkeypatch, capsys):

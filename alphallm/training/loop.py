@@ -4,6 +4,7 @@ A run is a sequence of ticks: first the calls of the warm start, then the iterat
 the config and the tick alone, so a run that was killed and continued ends with the same bits as one that was not.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any
@@ -300,4 +301,6 @@ def _show(console, log: run_folder.RunLog, tick: int, iteration: int, results: d
 
 
 def _export(trainer: Trainer, state: State, folder: str, metrics: dict[str, float]):
-    export_weights(folder, parallel.first(state.learner.average), to_dict(trainer.config), metrics, dtype="bfloat16")
+    # An export is for other machines, which have no such folder.
+    config = dataclasses.replace(trainer.config, task=dataclasses.replace(trainer.config.task, manual_dir=""))
+    export_weights(folder, parallel.first(state.learner.average), to_dict(config), metrics, dtype="bfloat16")

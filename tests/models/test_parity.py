@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alphallm import decode
+from alphallm.config import to_dict
+from alphallm.models import LanguageModel, huggingface
+from alphallm.models.export import export_weights
+from alphallm.training.config import Config
+from alphallm.types import Problem
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-from alphallm import decode  # noqa: E402
-from alphallm.config import to_dict  # noqa: E402
-from alphallm.models import LanguageModel, huggingface  # noqa: E402
-from alphallm.models.export import export_weights  # noqa: E402
-from alphallm.training.config import Config  # noqa: E402
-from alphallm.types import Problem  # noqa: E402
 
 V, PROMPT, GENERATED = 101, 24, 200
 SMALL = {

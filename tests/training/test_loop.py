@@ -21,7 +21,7 @@ from experiments import survival
 CONFIG = apply_overrides(
     load_config(survival.REPOSITORY / survival.CONFIG),
     {**survival.TINY, "warm_start.num_steps": 20, "training.num_iterations": 4, "evaluation.every": 100,
-     "checkpoints.every": 2},
+     "checkpoints.every": 2, "task.manual_dir": "a folder that its dataset does not need"},
 )  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def test_a_run_that_had_ended_exports_the_same_again(tmp_path, trainer):
     first = train(CONFIG, str(tmp_path), make_trainer=lambda _: trainer)
     files = ("weights.safetensors", "metrics.json", "config.json")
     exported = [(tmp_path / "export" / name).read_bytes() for name in files]
+    assert json.loads(exported[2])["task"]["manual_dir"] == ""  # a folder of this machine alone.
     shutil.rmtree(tmp_path / "export")  # as if it had been killed after its last checkpoint.
     assert train(CONFIG, str(tmp_path), make_trainer=lambda _: trainer) == first != {}
     assert [(tmp_path / "export" / name).read_bytes() for name in files] == exported
