@@ -97,7 +97,7 @@ def check_options(options: Any) -> None:
             raise UserError(f"--{name}={getattr(options, name)} is out of range: give {least} or more.")
 
 
-def load(workdir: str, which: str, manual_dir: str) -> tuple[Any, Any]:
+def load(workdir: str, which: str, manual_dir: str = "") -> tuple[Any, Any]:
     """Config and parameters; the task's manual_dir replaced if one is given."""
     from alphallm.training.loop import load_params  # takes seconds to import, which a wrong option need not wait for
 

@@ -8,6 +8,7 @@ search. The policy imitates chains that the verifier accepts; the value head lea
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ class BestOfNSteps(Steps):
 
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
-            batch, _ = replay.sample(stored, keys, config.training.rows_per_lane)
+            batch: Any = replay.sample(stored, keys, config.training.rows_per_lane)[0]
             loss = lambda p: pair_loss(self.model, p, batch, config.training.value_weight)
             return learner.update(state, config.optimizer, total_steps(config), loss)
 

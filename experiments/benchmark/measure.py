@@ -6,6 +6,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ def compilations() -> Iterator[Compilations]:
     """Counts what is compiled inside the block; a program found in JAX's persistent cache counts too."""
     found = Compilations()
 
-    def listen(event: str, seconds: float, **_):
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             found.number += 1
-            found.seconds += seconds
+            found.seconds += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

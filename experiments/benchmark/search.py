@@ -249,7 +249,8 @@ def measure_game24(quick: bool) -> dict[str, Any]:
         began = time.perf_counter()
         state, _ = trainer.tick(state, 0)
         first_tick = time.perf_counter() - began
-    ticks, metrics = [], {}
+    ticks: list[float] = []
+    metrics: dict[str, float] = {}
     with measure.compilations() as later:
         for tick in range(1, 2 if quick else 6):
             began = time.perf_counter()
@@ -365,7 +366,7 @@ def show_game24(rows, peaks) -> None:
     print_table(f"{title}, {r['parameters'] / 1e6:.2f} M parameters", table)
 
 
-MEASURE = {
+MEASURE: dict[str, Any] = {
     "peak": measure_peak,
     "search": measure_search,
     "tree": functools.partial(measure_search, levels=4, num_simulations=64),

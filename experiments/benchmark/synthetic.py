@@ -5,6 +5,7 @@ is the work of a search in which every simulation runs the model.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ class Endless:
     def problems(self, number: int) -> Problem:
         tokens = np.random.default_rng(0).integers(2, self.vocabulary.size, (number, self.max_prompt))
         zeros = np.zeros(number, np.int32)
-        return Problem(tokens.astype(np.int32), np.full(number, self.max_prompt, np.int32), zeros, zeros)
+        fields: list[Any] = [tokens.astype(np.int32), np.full(number, self.max_prompt, np.int32), zeros, zeros]
+        return Problem(*fields)
 
 
 class FixedLengthModel(LanguageModel):
