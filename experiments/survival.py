@@ -155,8 +155,10 @@ def start(
     cache: pathlib.Path,
     program: Sequence[str] = ("-m", "alphallm.train"),
 ) -> subprocess.Popen:
+    flags_of_xla = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     environment = {
-        **os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": "",
+        **os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
+        "XLA_FLAGS": flags_of_xla,
         "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }  # fmt: skip
     command = [sys.executable, *program, f"--workdir={workdir}", f"--cpu_devices={devices}", *arguments]

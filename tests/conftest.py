@@ -10,9 +10,15 @@ import pytest
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Two devices, so that whatever is mapped over devices is tested with more than one.
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+# Two devices, so that whatever is mapped over devices is tested with more than one. And most of the tests' time is the
+# compiler's, whose last optimizations do not pay for programs that run once.
+for _flag in (
+    "--xla_force_host_platform_device_count=2",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+):
+    if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 # Shapes must agree in rank: silent broadcasting has hidden more bugs than it has saved lines.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Compilation is most of the tests' time; the next run, or the next subprocess, has it from the disk.
