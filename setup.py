@@ -14,6 +14,8 @@ REQUIREMENTS = [
     "tensorflow-datasets>=4.9.8",
     "array_record>=0.7",  # the file format of our datasets: tensorflow-datasets reads it without TensorFlow
     "importlib_resources>=6",  # tensorflow-datasets needs it and does not say so
+    "tokenizers>=0.20",  # brings huggingface_hub
+    "jinja2>=3.1",  # chat templates
     "math-verify>=0.9",  # grades answers in text
     "latex2sympy2_extended>=1.11",  # its parser, which the grader calls too; math-verify pins the version
     "absl-py>=2.1",
@@ -34,7 +36,6 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "hub": ["huggingface_hub>=0.30"],  # convert --from=<a name on the Hugging Face hub>
         "parity": ["torch>=2.6", "transformers>=4.51"],  # what the tests of models/huggingface.py compare with
         "test": [
             "pytest>=8",

@@ -1,15 +1,13 @@
 """Converts weights: `python -m alphallm.convert --from=Qwen/Qwen2.5-0.5B --to=runs/qwen`, and the same way back.
 
---from is a folder of a Hugging Face model (Llama 2 or 3, Qwen2, Qwen2.5, Qwen3), or its name on the hub, which needs
-`pip install "alphallm[hub]"`; or a folder of weights that this library exported. A folder with weights.safetensors is
-one of ours and becomes a Hugging Face folder; any other becomes one of ours. --to must be empty or not exist.
+--from is a folder of a Hugging Face model (Llama 2 or 3, Qwen2, Qwen2.5, Qwen3), or its name on the hub; or a folder
+of weights that this library exported. A folder with weights.safetensors is one of ours and becomes a Hugging Face
+folder; any other becomes one of ours. --to must be empty or not exist.
 
 A folder of ours gets weights.safetensors, config.json, metrics.json, the tokenizer's files and the original config,
-huggingface_config.json. Its config is that of a run: the model's part is the converted model, all else has its default.
-A config whose model is the same, and whose task's vocabulary has as many tokens as the embedding has rows, can start
-from it with --config.init_from=FOLDER (copy "model" from its config.json); the value head is an untrained one. The task
-in that config.json is a placeholder: solving or evaluating straight from the folder does not work, since no task reads
-a model's own tokenizer yet.
+huggingface_config.json. Its config is that of a run on GSM8K with the converted model; all else has its default. So
+`python -m alphallm.solve --workdir=FOLDER "a question"` asks it, and a config with --config.init_from=FOLDER, the same
+model (copy "model" from config.json) and --config.task.tokenizer=FOLDER trains it. The value head is an untrained one.
 
 A Hugging Face folder gets config.json, model.safetensors, value_head.safetensors and the tokenizer's files, if there
 are any; `transformers.AutoModelForCausalLM.from_pretrained` loads it. Of a run, convert its export.
@@ -50,10 +48,13 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
 
 def from_huggingface(source: str, folder: str, dtype: str) -> str:
-    from alphallm.training.config import Config  # takes seconds to import, which a wrong option need not wait for
+    # They take seconds to import, which a wrong option need not wait for.
+    from alphallm.tasks import TextTaskConfig
+    from alphallm.training.config import Config
 
     config, params = huggingface.load(source, dtype)
-    export_weights(folder, params, to_dict(Config(model=config)), {}, config.dtype)
+    task = TextTaskConfig(max_prompt_tokens=512, max_step_tokens=128, max_steps=16)
+    export_weights(folder, params, to_dict(Config(model=config, task=task)), {}, config.dtype)
     return f"{config.num_layers} layers of width {config.width}, {len(params['embedding'])} tokens, {config.dtype}"
 
 

@@ -114,6 +114,7 @@ class _Beams:
     tokens_BKL: jax.Array
     length_BK: jax.Array  # tokens written.
     ended_BK: jax.Array  # bool: the last token written ends a step (or the beam is empty).
+    matched_BK: jax.Array  # int32: how much of the delimiter the tokens so far end in.
     log_prob_BK: jax.Array  # log-probability under the policy.
     score_BK: jax.Array  # gumbel_top_k: perturbed log-probability; iid: log-probability under the sampler.
     value_BK: jax.Array
@@ -126,12 +127,13 @@ class _Beams:
 _Select = Callable[[jax.Array | int, jax.Array, _Beams], tuple[jax.Array | None, jax.Array, jax.Array, jax.Array]]
 
 
-def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_end_V) -> _Beams:
+def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_end_SV) -> _Beams:
     """Decodes until every beam has ended its step or written L tokens."""
     batch, num_beams, max_length = beams.tokens_BKL.shape
     layers, _, groups, _, channels = prefix.past.keys.shape
     empty = jnp.zeros((layers, batch, groups, num_beams, max_length, channels), prefix.past.keys.dtype)
     shared = Past(prefix.past, prefix.mask_BS[:, None])
+    step_end_SV = jnp.asarray(step_end_SV, jnp.int32)
 
     def extend(t, logits_BJV, beams: _Beams, suffix: KeyValues) -> tuple[_Beams, KeyValues]:
         """Chooses token t of every beam that has not ended, and moves the beams to their parents' histories."""
@@ -146,11 +148,13 @@ def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_
             move = jax.vmap(lambda x, p: x[:, :, p], in_axes=(1, 0), out_axes=1)
             suffix = jax.tree.map(lambda x: move(x, parent_BK), suffix)
         now = (jnp.arange(max_length) == t)[None, None]
-        ended_BK = beams.ended_BK
+        ended_BK, matched_BK = beams.ended_BK, step_end_SV[beams.matched_BK, token_BK]
+        ends_BK = matched_BK == step_end_SV.shape[0]
         beams = _Beams(
             tokens_BKL=jnp.where(now & ~ended_BK[..., None], token_BK[..., None], beams.tokens_BKL),
             length_BK=beams.length_BK + ~ended_BK,
-            ended_BK=ended_BK | step_end_V[token_BK],
+            ended_BK=ended_BK | ends_BK,
+            matched_BK=jnp.where(ends_BK, 0, matched_BK),
             log_prob_BK=beams.log_prob_BK + jnp.where(ended_BK, 0.0, log_prob_BK),
             score_BK=score_BK,
             value_BK=beams.value_BK,
@@ -192,6 +196,7 @@ def _start(batch: int, num_beams: int, max_length: int, pad: int) -> _Beams:
         tokens_BKL=jnp.full((batch, num_beams, max_length), pad, jnp.int32),
         length_BK=zeros.astype(jnp.int32),
         ended_BK=zeros.astype(bool),
+        matched_BK=zeros.astype(jnp.int32),
         log_prob_BK=zeros,
         score_BK=zeros,
         value_BK=zeros,
@@ -200,7 +205,7 @@ def _start(batch: int, num_beams: int, max_length: int, pad: int) -> _Beams:
 
 
 def gumbel_top_k(
-    model: LanguageModel, params, prefix: Prefix, key_B, *, num: int, max_length: int, step_end_V, pad: int
+    model: LanguageModel, params, prefix: Prefix, key_B, *, num: int, max_length: int, step_end_SV, pad: int
 ) -> Candidates:
     """Draws `num` different steps without replacement by Gumbel top-k over sequences.
 
@@ -213,7 +218,7 @@ def gumbel_top_k(
       key_B: a typed random key for each problem; the draw depends on nothing else of the batch.
       num: candidates per problem, K.
       max_length: tokens of a step at most, L.
-      step_end_V: bool [V], True where a token ends a step.
+      step_end_SV: int [S, V], where steps end: see `alphallm.types.Task`.
     """
     batch, vocabulary = prefix.logits_BV.shape
     root_B = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, max_length)))(key_B)
@@ -244,7 +249,7 @@ def gumbel_top_k(
             jnp.maximum(beams.kappa_B, best[:, num]),
         )
 
-    beams = _decode(model, params, prefix, beams, select, step_end_V)
+    beams = _decode(model, params, prefix, beams, select, step_end_SV)
     exists = beams.score_BK > -jnp.inf
     log_prob = jnp.where(exists, beams.log_prob_BK, LOG_ZERO)
     # log(1 - exp(-exp(x))) for x = log pi - kappa; if nothing was ever discarded the inclusion probability is 1.
@@ -281,7 +286,7 @@ def _condition_on_maximum(children, maximum):
 
 
 def iid(
-    model: LanguageModel, params, prefix: Prefix, key_B, *, num: int, max_length: int, step_end_V, pad: int,
+    model: LanguageModel, params, prefix: Prefix, key_B, *, num: int, max_length: int, step_end_SV, pad: int,
     temperature: float = 1.0,
 ) -> Candidates:  # fmt: skip
     """Draws `num` independent steps; equal ones are merged into one candidate whose count says how many.
@@ -307,7 +312,7 @@ def iid(
         chosen = jnp.take_along_axis(tempered, token[..., None], -1)[..., 0]
         return parent, token, beams.score_BK + jnp.where(beams.ended_BK, 0.0, chosen), beams.kappa_B
 
-    beams = _decode(model, params, prefix, beams, select, step_end_V)
+    beams = _decode(model, params, prefix, beams, select, step_end_SV)
     equal_BKK = jnp.all(beams.tokens_BKL[:, :, None] == beams.tokens_BKL[:, None], -1)
     earlier = jnp.tril(jnp.ones((1, num, num), bool), -1)
     exists = ~jnp.any(equal_BKK & earlier, -1)
@@ -317,7 +322,7 @@ def iid(
     return _candidates(beams, exists, beams.log_prob_BK, jnp.where(exists, prior_logits, LOG_ZERO), gumbel, count)
 
 
-def listed(model: LanguageModel, params, prefix: Prefix, key_B, *, steps: Steps, step_end_V, pad: int) -> Candidates:
+def listed(model: LanguageModel, params, prefix: Prefix, key_B, *, steps: Steps, step_end_SV, pad: int) -> Candidates:
     """Scores the steps [B, A, L] that a task lists by the policy; K is A."""
     batch, num, max_length = steps.tokens_AL.shape
     beams = _start(batch, num, max_length, pad)
@@ -328,7 +333,7 @@ def listed(model: LanguageModel, params, prefix: Prefix, key_B, *, steps: Steps,
         token = lax.dynamic_index_in_dim(steps.tokens_AL, t, 2, keepdims=False)
         return parent, token, beams.score_BK, beams.kappa_B
 
-    beams = _decode(model, params, prefix, beams, select, step_end_V)
+    beams = _decode(model, params, prefix, beams, select, step_end_SV)
     gumbel = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, max_length), (num,)))(key_B)
     log_prob = jnp.where(steps.valid_A, beams.log_prob_BK, LOG_ZERO)
     return _candidates(beams, steps.valid_A, log_prob, log_prob, gumbel, jnp.ones_like(beams.length_BK))

@@ -26,7 +26,9 @@ def define_flags() -> None:
     # Not while the module is imported: several mains have flags of the same name.
     flags.DEFINE_string("workdir", "", "The folder of a run or of exported weights.")
     flags.DEFINE_integer("simulations", 0, "Simulations of the search; 0 takes those that the run evaluates with.")
-    flags.DEFINE_string("mode", MODES[0], f"What the search may see, of {', '.join(MODES)}.")
+    flags.DEFINE_string(
+        "mode", "", f"What the search may see, of {', '.join(MODES)}; by default all that the task allows."
+    )
     flags.DEFINE_bool("targets", False, "Also print the training targets that the tree would give.")
     flags.DEFINE_string("tree", "", "Also write the tree to this file, as a web page that replays the simulations.")
     flags.DEFINE_string("params", "average", "Which of a run's parameters: average or latest.")
@@ -39,7 +41,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         raise UserError("Give --workdir=FOLDER: the folder of a run or of exported weights.")
     if len(arguments) != 1:
         raise UserError(f'Give one problem in quotes, for example "4 9 10 13", not {len(arguments)}.')
-    plans.check_names([options.mode], MODES, "mode")
+    if options.mode:
+        plans.check_names([options.mode], MODES, "mode")
     plans.check_names([options.params], ("average", "latest"), "choice of --params")
     if options.simulations < 0:
         raise UserError(f"--simulations={options.simulations} is out of range: give 1 or more.")
@@ -47,17 +50,20 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
     config, params = load_params(options.workdir, options.params)
     task = make_task(config.task)
+    mode = options.mode or plans.modes(task)[0]
+    if mode not in plans.modes(task):
+        raise UserError(f"The task {task.name} does not verify itself: leave --mode={mode} out.")
     problem = jax.tree.map(lambda x: np.asarray(x)[None], task.problem(arguments[0]))
     model = LanguageModel(config.model, task.vocabulary.size)
     simulations = options.simulations or config.evaluation.num_simulations
-    strategy = plans.with_simulations(task, config.search, "search", options.mode, simulations)
-    verified_B = np.array([options.mode == "verified"])
+    strategy = plans.with_simulations(task, config.search, "search", mode, simulations)
+    verified_B = np.array([mode == "verified"])
     grown = jax.jit(functools.partial(grow, model, task, strategy.search, config.targets))
     tree, best, planned = jax.device_get(grown(params, problem, verified_B, np.int32(options.seed)))
 
     console = make_console()
     say = functools.partial(console.print, markup=False, soft_wrap=True)
-    how = f"{strategy.knob_text} candidates · {options.mode}"
+    how = f"{strategy.knob_text} candidates · {mode}"
     spent = f"{int(tree.tokens_generated_B[0])} tokens generated, {int(tree.expanded_BN.sum())} nodes expanded"
     say(f"{arguments[0]} · {how}")
     say(spent)
@@ -138,7 +144,9 @@ def _candidate(task: Any, tree: Any, node: int, k: Any) -> dict[str, object]:
 
 
 def verdict(task: Any, problem: Any, answer: Any) -> str:
-    """What the verifier says, in words."""
+    """What the verifier says, in words; of a task that does not verify itself, that nobody knows."""
+    if not task.self_verifying:
+        return "The answer is not verified: this task has no rules that could tell."
     judged = jax.jit(functools.partial(strategies.judge, task))(problem, answer.tokens_BDL, answer.length_BD)
     reward, done, legal = (np.asarray(x)[0] for x in judged)
     if reward > 0:

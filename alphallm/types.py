@@ -54,11 +54,28 @@ class Transition:
     legal: jax.Array  # bool []: this step follows the rules (earlier steps are not looked at).
 
 
+class Vocabulary(typing.Protocol):
+    """What the library asks of the tokens that a task's text is made of."""
+
+    size: int  # V
+    pad: int
+    # int8 [S, V]: where steps end, as an automaton over tokens. S is the length of the delimiter; from state s (so much
+    # of it is matched), token v leads to state step_end_SV[s, v], and S says that the step ends. With a delimiter that
+    # no token divides there is one state, and the table is a mask of the tokens that hold it.
+    step_end_SV: Any
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+
+    def decode(self, tokens) -> str:
+        """The text of tokens."""
+
+
 class Task(typing.Protocol):
     """What the library asks of a task. Attributes are static; the methods are pure and are vmapped and compiled."""
 
     name: str
-    vocabulary: Any  # size, pad, step_end_V, encode(text), decode(tokens).
+    vocabulary: "Vocabulary"
     max_prompt: int  # P
     max_step: int  # L
     max_steps: int  # D

@@ -14,7 +14,7 @@ from alphallm.models import LanguageModel, ModelConfig
 from alphallm.types import Problem, Steps
 
 PAD, END, V, P, L = 0, 1, 5, 4, 3
-STEP_END = jnp.arange(V) == END
+STEP_END = (jnp.arange(V) == END)[None]
 MODEL = LanguageModel(
     ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=16, tied_embeddings=False),
     V,
@@ -72,7 +72,7 @@ def propose(proposer, problem, key_B, **options):
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("num", "max_length", "temperature"))
 def _propose(proposer, problem, key_B, *, num, max_length=L, **options):
     prefix = decode.prefill(MODEL, PARAMS, problem)
-    common = {"step_end_V": STEP_END, "pad": PAD, "num": num, "max_length": max_length} | options
+    common = {"step_end_SV": STEP_END, "pad": PAD, "num": num, "max_length": max_length} | options
     return getattr(decode, proposer)(MODEL, PARAMS, prefix, key_B, **common)
 
 
@@ -248,7 +248,7 @@ def test_listed_steps_are_scored_as_the_full_pass_scores_them():
     valid = np.random.default_rng(1).random((5, 7)) < 0.7
     steps = Steps(jnp.repeat(tokens[None], 5, 0), jnp.where(valid, length[None], 0), jnp.asarray(valid))
     prefix = prefill(PARAMS, problem)
-    run = functools.partial(decode.listed, MODEL, step_end_V=STEP_END, pad=PAD)
+    run = functools.partial(decode.listed, MODEL, step_end_SV=STEP_END, pad=PAD)
     out = jax.device_get(jax.jit(run)(PARAMS, prefix, keys(5), steps=steps))
     there = assert_candidates_true(problem, out)
     np.testing.assert_array_equal(there, valid)
@@ -276,7 +276,7 @@ def test_proposing_after_pages_is_proposing_after_a_longer_prompt():
     np.testing.assert_allclose(paged.logits_BV, whole.logits_BV, atol=1e-5)
     np.testing.assert_allclose(paged.value_B, whole.value_B, atol=1e-6)
     run = jax.jit(lambda prefix: decode.gumbel_top_k(
-        MODEL, PARAMS, prefix, keys(12), num=4, max_length=L, step_end_V=STEP_END, pad=PAD
+        MODEL, PARAMS, prefix, keys(12), num=4, max_length=L, step_end_SV=STEP_END, pad=PAD
     ))  # fmt: skip
     one, other = run(paged), run(whole)
     np.testing.assert_array_equal(one.tokens_BKL, other.tokens_BKL)

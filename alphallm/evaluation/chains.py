@@ -25,6 +25,7 @@ class _Rows:
     length_RD: jax.Array
     level_R: jax.Array  # int32: the step being written.
     token_R: jax.Array  # int32: the token written last.
+    matched_R: jax.Array  # int32: how much of the delimiter the tokens so far end in.
     wrote_R: jax.Array  # bool: a token was written in this turn, and has yet to be run.
     ended_R: jax.Array  # bool: no token follows.
     finished_R: jax.Array
@@ -79,7 +80,7 @@ def _empty(task, state: TaskState, num: int) -> _Rows:
     integers, numbers, no = jnp.zeros(num, jnp.int32), jnp.zeros(num), jnp.zeros(num, bool)
     tokens = jnp.full((num, task.max_steps, task.max_step), task.vocabulary.pad, jnp.int32)
     lengths = jnp.zeros((num, task.max_steps), jnp.int32)
-    return _Rows(tokens, lengths, integers, integers, no, no, no, numbers, numbers, state)
+    return _Rows(tokens, lengths, integers, integers, integers, no, no, no, numbers, numbers, state)
 
 
 def _choose(key_R, t, logits_RV, temperature: float) -> jax.Array:
@@ -103,7 +104,9 @@ def _write(task, rows: _Rows, token_R, logits_RV) -> _Rows:
     length_RD = rows.length_RD.at[row, level_R].add(writes_R)
     log_prob_R = jnp.take_along_axis(jax.nn.log_softmax(logits_RV), token_R[:, None], 1)[:, 0]
 
-    step_ends_R = writes_R & jnp.asarray(task.vocabulary.step_end_V)[token_R]
+    step_end_SV = jnp.asarray(task.vocabulary.step_end_SV, jnp.int32)
+    matched_R = step_end_SV[rows.matched_R, token_R]
+    step_ends_R = writes_R & (matched_R == step_end_SV.shape[0])
     full_R = writes_R & ~step_ends_R & (place_R == task.max_step - 1)
 
     def take_step(state):
@@ -122,6 +125,7 @@ def _write(task, rows: _Rows, token_R, logits_RV) -> _Rows:
         level_R=new_level_R,
         token_R=token_R,
         wrote_R=writes_R,
+        matched_R=jnp.where(step_ends_R, 0, matched_R),
         ended_R=rows.ended_R | finished_R | full_R | (new_level_R >= task.max_steps),
         finished_R=finished_R,
         log_prob_R=rows.log_prob_R + jnp.where(writes_R, log_prob_R, 0.0),

@@ -77,6 +77,8 @@ def plan(task, search: SearchConfig, name: str, mode: str, budget: int) -> Strat
     search = for_mode(search, mode)
     if name in _VERIFIED_ONLY and mode != "verified":
         return None
+    if mode not in modes(task) and name != "greedy":
+        return None
     smallest = smallest_budget(task, search, name)
     if budget < smallest:
         raise UserError(
@@ -148,6 +150,11 @@ def with_simulations(task, search: SearchConfig, name: str, mode: str, simulatio
     if name == "search_early":
         config = dataclasses.replace(config, early_stop=True)
     return Strategy(name, mode, simulations, config)
+
+
+def modes(task) -> tuple[str, ...]:
+    """The modes that a task allows at test time: verified only where it verifies itself."""
+    return MODES if task.self_verifying else ("value_only",)
 
 
 def smallest_budget(task, search: SearchConfig, name: str) -> int:

@@ -88,14 +88,9 @@ class _Place:
 
 
 def download(name: str) -> str:
-    """The folder with a copy of the model `name` ("owner/model") of the Hugging Face hub; needs the extra `[hub]`."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UserError(
-            f"There is no folder {name!r}, and to get it from the Hugging Face hub huggingface_hub is missing: "
-            f'pip install "alphallm[hub]", or give a folder.'
-        ) from error
+    """The folder with a copy of the model `name` ("owner/model") of the Hugging Face hub."""
+    import huggingface_hub  # takes a while, and few need it
+
     patterns = ["*.json", "model*.safetensors", VALUE_HEAD, *TOKENIZER_FILES]
     try:
         return huggingface_hub.snapshot_download(name, allow_patterns=patterns)

@@ -271,8 +271,8 @@ class _Expander:
 
     def _propose(self, prefix: decode.Prefix, state, keys_B, proposer: str, num: int) -> decode.Candidates:
         config, vocabulary = self.config, self.task.vocabulary
-        step_end_V = jnp.asarray(vocabulary.step_end_V)
-        common = {"step_end_V": step_end_V, "pad": vocabulary.pad}
+        step_end_SV = jnp.asarray(vocabulary.step_end_SV)
+        common: dict[str, Any] = {"step_end_SV": step_end_SV, "pad": vocabulary.pad}
         arguments = (self.model, self.params, prefix, keys_B)
         if proposer == "listed":
             steps = jax.vmap(self.task.legal_steps)(state)

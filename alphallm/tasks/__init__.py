@@ -4,14 +4,17 @@ import difflib
 
 from alphallm.errors import UserError
 from alphallm.tasks.arithmetic import Arithmetic, ProblemError, TaskConfig
+from alphallm.tasks.text import TextTask, TextTaskConfig
 
-__all__ = ["Arithmetic", "ProblemError", "TaskConfig", "make_task"]
+__all__ = ["Arithmetic", "ProblemError", "TaskConfig", "TextTask", "TextTaskConfig", "make_task"]
 
 _TASKS = {"game24": Arithmetic, "countdown": Arithmetic}
 
 
-def make_task(config: TaskConfig) -> Arithmetic:
+def make_task(config: TaskConfig | TextTaskConfig) -> Arithmetic | TextTask:
     """The task that `config.name` names; UserError names the known ones."""
+    if isinstance(config, TextTaskConfig):
+        return TextTask(config)
     if config.name not in _TASKS:
         nearest = difflib.get_close_matches(config.name, _TASKS, n=1, cutoff=0.0)[0]
         raise UserError(f"Unknown task {config.name!r}: did you mean {nearest!r}? Known tasks are {', '.join(_TASKS)}.")

@@ -142,9 +142,18 @@ class Arithmetic:
         problem: dict[str, Any] = {"tokens_P": tokens_P, "length": np.int32(len(prompt)), "index": np.int32(index)}
         return Problem(state=ArithmeticState(**state), **problem)
 
-    def solutions(self, text: str, limit: int | None = None) -> list[str]:
-        """At most `limit` different solutions of a problem's text: chains of n - 1 steps with operands in the order
-        that `legal_steps` gives them, every step within L tokens."""
+    def load(self, text: str, index: int) -> Problem:
+        """The problem of a split's row, whose text is checked for form but not for having a solution."""
+        return self.build_problem(*self.parse(text), index)
+
+    def solutions(self, text: str, limit: int | None = None) -> list[list[list[int]]]:
+        """At most `limit` different solutions of a problem's text, as tokens of their steps."""
+        lines = (solution.splitlines(keepends=True) for solution in self.solution_texts(text, limit))
+        return [[self.vocabulary.encode(line) for line in each] for each in lines]
+
+    def solution_texts(self, text: str, limit: int | None = None) -> list[str]:
+        """The same in words: chains of n - 1 steps with operands in the order that `legal_steps` gives them, every step
+        within L tokens."""
         numbers, target = self.parse(text)
 
         def fits(step: str) -> bool:

@@ -1,12 +1,11 @@
 """Problems of a split, through tensorflow-datasets (imported on first use: it takes time that not every run has)."""
 
 import contextlib
-import hashlib
 import io
 import os
 import pathlib
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +13,10 @@ from absl import logging
 
 from alphallm.errors import UserError
 from alphallm.tasks import splits
-from alphallm.tasks.arithmetic import Arithmetic, TaskConfig
+from alphallm.tasks.arithmetic import TaskConfig
+from alphallm.tasks.examples import Example, download
+from alphallm.tasks.text import TextTaskConfig
+from alphallm.tasks.text import load_split as load_text_split
 from alphallm.types import Problem
 
 SPLITS = ("train", "validation", "test")
@@ -25,19 +27,21 @@ _CSV_URL = (
 _CSV_SHA256 = "b9f12b3e36d987a3c714c4cef17d89a137d7c59da26532fcfb93b4821d8111b5"
 
 
-def load_problems(task: Arithmetic, texts: Sequence[str]) -> Problem:
-    """The problems of `texts` as one batch: numpy arrays with a leading axis B; index counts from 0.
+def load_problems(task: Any, rows: Sequence[Any]) -> Problem:
+    """The problems of a split's rows as one batch: numpy arrays with a leading axis B; index counts from 0.
 
-    Texts are checked for form but, unlike in `task.problem`, not for having a solution.
+    Rows are checked for form but, unlike in `task.problem`, not for having a solution.
     """
-    if not texts:
+    if not rows:
         raise UserError("There are no problems to load: give at least one.")
-    problems = [task.build_problem(*task.parse(text), index) for index, text in enumerate(texts)]
+    problems = [task.load(row, index) for index, row in enumerate(rows)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
 
 
-def load_split(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
-    """The texts of a split's problems in their fixed order, building the dataset into `data_dir` if it is not there.
+def load_split(config: TaskConfig | TextTaskConfig, split: str, data_dir: str = "") -> list[Any]:
+    """The rows of a split in their fixed order, building the dataset into `data_dir` if it is not there.
+
+    A row is what the task's `load` takes: a problem's text, or an `Example`. `str` of it says which problem it is.
 
     Game of 24: where `config.max_number` is above 13, puzzles with larger numbers follow those of the split "train".
     `data_dir` is by default $TFDS_DATA_DIR or ~/tensorflow_datasets. Raises UserError, in a sentence that says what to
@@ -46,6 +50,8 @@ def load_split(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
     """
     if split not in SPLITS:
         raise UserError(f"Unknown split {split!r}: give one of {', '.join(SPLITS)}.")
+    if isinstance(config, TextTaskConfig):
+        return load_text_split(config, split, data_dir)
     _check_dataset(config)
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     texts = _read(_builder(config, root), split, config, root)
@@ -59,6 +65,21 @@ def _read(builder, split: str, config: TaskConfig, root: pathlib.Path) -> list[s
         if not builder.is_prepared():
             _prepare(builder, config, root)
         return [_as_text(example["problem"]) for example in builder.as_data_source(split=split)]
+
+
+def read_examples(make_builder: Callable[..., Any], split: str) -> tuple[list[Example], list[str]]:
+    """The examples of a split, and what the builder left out of all of them."""
+    import tensorflow_datasets as tfds
+
+    with _quietly():
+        builder = make_builder(file_format="array_record")
+        if not builder.is_prepared():
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
+        rows = [
+            Example(**{name: _as_text(value) for name, value in row.items()})
+            for row in builder.as_data_source(split=split)
+        ]
+        return rows, list((builder.info.metadata or {}).get("skipped", []))
 
 
 def _check_dataset(config: TaskConfig):
@@ -130,22 +151,8 @@ def _folder_of_csv(manual_dir: str, root: pathlib.Path) -> pathlib.Path:
         return folder
     folder = root / "downloads" / "game24"
     if not (folder / splits.CSV_NAME).is_file():
-        _download_csv(folder / splits.CSV_NAME)
+        download(_CSV_URL, _CSV_SHA256, folder / splits.CSV_NAME, splits.CSV_HELP)
     return folder
-
-
-def _download_csv(path: pathlib.Path):
-    try:
-        with urllib.request.urlopen(_CSV_URL, timeout=30) as response:
-            content = response.read()
-    except OSError as error:
-        raise UserError(f"{_CSV_URL} cannot be downloaded ({error}): {splits.CSV_HELP}.") from error
-    if hashlib.sha256(content).hexdigest() != _CSV_SHA256:
-        raise UserError(f"{_CSV_URL} gave a file with an unexpected checksum: {splits.CSV_HELP}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)  # at once, so that a killed download leaves no half a file under the right name.
 
 
 def _as_text(value: bytes | str) -> str:

@@ -53,7 +53,7 @@ def fraction_tokens() -> np.ndarray:
 
 
 def _step_ends() -> np.ndarray:
-    return np.arange(SIZE) == NEWLINE
+    return (np.arange(SIZE) == NEWLINE).astype(np.int8)[None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +63,9 @@ class Vocabulary:
     size: int = SIZE
     pad: int = PAD
     bos: int = BOS
-    step_end_V: np.ndarray = dataclasses.field(default_factory=_step_ends)  # bool [V]: True where an entry ends a step.
+    step_end_SV: np.ndarray = dataclasses.field(
+        default_factory=_step_ends
+    )  # int8 [1, V]: 1 where an entry ends a step.
 
     def encode(self, text: str) -> list[int]:
         """The canonical tokens of `text`; ValueError where `text` is not made of numbers and separators."""

@@ -7,7 +7,7 @@ from typing import Literal
 from alphallm.errors import check_range
 from alphallm.models import ModelConfig
 from alphallm.search import SearchConfig
-from alphallm.tasks.arithmetic import TaskConfig
+from alphallm.tasks import TaskConfig, TextTaskConfig
 from alphallm.training.targets import TargetConfig
 
 
@@ -18,10 +18,11 @@ class WarmStartConfig:
     # Random legal play (rules only), worked solutions (imitation, as AlphaGo), or none.
     data: Literal["random_play", "solutions", "none"] = "random_play"
     num_steps: int = 800
-    batch_size: int = 256  # chains over all devices.
+    batch_size: int = 256  # chains, or sequences of packed solutions, over all devices.
+    sequence_tokens: int = 0  # "solutions": of a sequence they are packed into; 0 takes those of the longest one.
 
     def __post_init__(self):
-        check_range(self, 0, math.inf, "num_steps")
+        check_range(self, 0, math.inf, "num_steps", "sequence_tokens")
         check_range(self, 1, math.inf, "batch_size")
 
 
@@ -47,7 +48,8 @@ class TrainingConfig:
     """The loop: self-play on a batch of problems, then learner steps on the replay."""
 
     num_iterations: int = 100
-    overfit: str = ""  # a problem's text: train and validate on it alone, to see whether learning works at all.
+    # A problem's text, or of a question its beginning: train and validate on it alone, to see whether learning works.
+    overfit: str = ""
     problems_per_iteration: int = 64  # over all devices; also the number of the replay's lanes.
     learner_steps: int = 4  # per iteration.
     rows_per_lane: int = 2  # drawn of each lane for a learner step.
@@ -95,7 +97,7 @@ class Config:
 
     seed: int = 0
     init_from: str = ""  # a run's or an export's folder whose weights to start from.
-    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    task: TaskConfig | TextTaskConfig = dataclasses.field(default_factory=TaskConfig)
     model: ModelConfig = ModelConfig()
     search: SearchConfig = SearchConfig()
     targets: TargetConfig = TargetConfig()

@@ -43,6 +43,16 @@ class Chain:
     outcome: jax.Array  # float32 in [0, 1]: the reward at its end.
 
 
+@pytree
+class Packed:
+    """Worked solutions with their prompts, several in one sequence: nothing is computed for padding."""
+
+    tokens_T: jax.Array  # int32
+    position_T: jax.Array  # int32: of each token within its text.
+    text_T: jax.Array  # int32: which text a token belongs to, counted from 1; 0 for padding.
+    is_step_T: jax.Array  # bool: the token is of a step, not of a prompt.
+
+
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Clipping, AdamW or Muon, and the schedule."""
     schedule = optax.warmup_cosine_decay_schedule(
@@ -205,6 +215,17 @@ def chain_loss(model: LanguageModel, params, chain: Chain, value_weight: float, 
     outcome = jnp.broadcast_to(chain.outcome[:, None], tokens.shape)
     value = mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end & real)
     return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
+
+
+def packed_loss(model: LanguageModel, params, packed: Packed, axis: str | None = None):
+    """Next-token loss of the steps of packed solutions [R, T]. The value head learns nothing: all of them are right."""
+    same_text = packed.text_T[:, :, None] == packed.text_T[:, None]
+    mask = same_text & causal_mask(*packed.tokens_T.shape)
+    hidden = model.trunk(params, packed.tokens_T, packed.position_T, mask).hidden_BXE
+    log_probs = jax.nn.log_softmax(model.logits(params, hidden[:, :-1]))
+    next_log_prob = jnp.take_along_axis(log_probs, packed.tokens_T[:, 1:, None], -1)[..., 0]
+    policy = -losses.masked_mean(next_log_prob, packed.is_step_T[:, 1:], axis)
+    return policy, {"loss/policy": policy}
 
 
 def chain_log_prob(model: LanguageModel, params, chain: Chain) -> jax.Array:

@@ -18,7 +18,8 @@ from alphallm.display import Progress, print_table
 from alphallm.errors import UserError
 from alphallm.models import LanguageModel
 from alphallm.models.export import export_weights, load_export
-from alphallm.tasks import data, make_task
+from alphallm.tasks import TextTaskConfig, data, make_task
+from alphallm.tasks.tokenizer import TOKENIZER, Tokenizer
 from alphallm.training import actor, learner, parallel, replay, run_folder
 from alphallm.training import steps as steps_lib
 from alphallm.training.checkpoints import Checkpoints
@@ -51,7 +52,8 @@ class Trainer:
         self.config = config
         self.task = make_task(config.task)
         self.model = LanguageModel(config.model, self.task.vocabulary.size)
-        self.problems = data.load_problems(self.task, problem_texts(config, "train"))
+        self.rows = problem_rows(config, "train")
+        self.problems = data.load_problems(self.task, self.rows)
         self.steps = Steps(self.model, self.task, config)
         self.warm_ticks = warm_ticks(config)
         self.num_ticks = self.warm_ticks + config.training.num_iterations
@@ -81,7 +83,10 @@ class Trainer:
     def _warm_start(self, state: State, call: int):
         if self._source is None:
             imitation = self.config.warm_start.data == "solutions"
-            source = demonstrations(self.task, self.problems) if imitation else self.problems
+            size = self.config.warm_start.sequence_tokens
+            source: Any = self.problems
+            if imitation:
+                source = demonstrations(self.task, solved_rows(self.config), size, self.config.seed)
             self._source = parallel.replicate(source)
         key = parallel.replicate_key(key_for(self.config, steps_lib.WARM_START, call))
         trained, metrics = self.steps.warm_start(state.learner, self._source, self.warm_lanes, key)
@@ -126,10 +131,11 @@ def train(
     another config, or the loss is no longer a number.
     """
     run_folder.check_same_config(workdir, config, FREE_FIELDS)
-    trainer = make_trainer(config)
+    trainer = make_trainer(_with_tokenizer_of(workdir, config))
     run_folder.write_config(workdir, to_dict(config))
-    texts = problem_texts(config, "validation")[: config.evaluation.num_problems]
-    validation = Validation(trainer.model, trainer.task, config, texts)
+    _save_tokenizer(trainer.task, workdir)
+    rows = problem_rows(config, "validation")[: config.evaluation.num_problems]
+    validation = Validation(trainer.model, trainer.task, config, rows)
     checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), config.checkpoints.keep)
     reference = os.path.join(workdir, "warm_start")  # Its export, once the warm start is over.
     state, start = _restore(trainer, checkpoints)
@@ -196,17 +202,36 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
     workdir, step = split_step(workdir)
     if os.path.exists(os.path.join(workdir, "weights.safetensors")):
         params, exported, _ = load_export(workdir)
-        return from_dict(Config, exported), params
+        return _with_tokenizer_of(workdir, from_dict(Config, exported)), params
     recorded = run_folder.read_config(workdir)
     if recorded is None:
         raise UserError(f"There is no run in {workdir!r}: give a run's folder or an exported one.")
-    config = from_dict(Config, recorded)
+    config = _with_tokenizer_of(workdir, from_dict(Config, recorded))
     model = LanguageModel(config.model, make_task(config.task).vocabulary.size)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     field = PARAMS[which]
     template = {"learner": {field: params}}
     state, _ = Checkpoints(os.path.join(workdir, "checkpoints")).restore(template, step, partial=True)
     return config, state["learner"][field]
+
+
+def solved_rows(config: Config) -> list[Any]:
+    """The rows whose worked solutions a run starts from: also those that are too hard for its self-play."""
+    if isinstance(config.task, TextTaskConfig):
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, max_solution_steps=0))
+    return problem_rows(config, "train")
+
+
+def _save_tokenizer(task: Any, folder: str):
+    if isinstance(task.vocabulary, Tokenizer):
+        task.vocabulary.save(folder)
+
+
+def _with_tokenizer_of(folder: str, config: Config) -> Config:
+    """The config with the tokenizer in a run's or an exported folder, if there is one: weights go with their tokens."""
+    if not isinstance(config.task, TextTaskConfig) or not os.path.exists(os.path.join(folder, TOKENIZER)):
+        return config
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, tokenizer=folder))
 
 
 def split_step(workdir: str) -> tuple[str, int | None]:
@@ -231,12 +256,18 @@ def initial_params(folder: str, template) -> Any:
     return jax.tree.map(jnp.asarray, params)
 
 
-def problem_texts(config: Config, split: str) -> list[str]:
-    """The texts of a split's problems, or the one problem to overfit."""
-    if not config.training.overfit:
+def problem_rows(config: Config, split: str) -> list[Any]:
+    """The rows of a split, or the one problem to overfit."""
+    overfit = config.training.overfit
+    if not overfit:
         return data.load_split(config.task, split)
-    make_task(config.task).problem(config.training.overfit)  # Raises UserError if there is no such problem.
-    return [config.training.overfit]
+    if isinstance(config.task, TextTaskConfig):
+        rows = [row for row in data.load_split(config.task, "train") if str(row).startswith(overfit)]
+        if not rows:
+            raise UserError(f"No question of the training split begins with training.overfit={overfit!r}.")
+        return rows[:1]
+    make_task(config.task).problem(overfit)  # Raises UserError if there is no such problem.
+    return [overfit]
 
 
 def warm_ticks(config: Config) -> int:
@@ -260,7 +291,13 @@ def check(config: Config):
             f"training.replay_capacity is {config.training.replay_capacity}: it must hold the {rows} rows of a tree."
         )
     lists = "listed" in (config.search.proposer, config.search.root_proposer)
-    candidates = max(config.search.root_width, make_task(config.task).max_legal_steps if lists else 0)
+    task = make_task(config.task)
+    if not task.max_legal_steps and (lists or config.warm_start.data == "random_play"):
+        raise UserError(
+            f"The task {task.name} lists no legal steps: set warm_start.data to solutions or none, and search.proposer "
+            "and search.root_proposer to others than listed."
+        )
+    candidates = max(config.search.root_width, task.max_legal_steps if lists else 0)
     if config.targets.policy == "candidates" and config.training.candidates_per_row < candidates:
         raise UserError(
             f"targets.policy=candidates needs all {candidates} candidates of a row: set "
@@ -301,6 +338,10 @@ def _show(console, log: run_folder.RunLog, tick: int, iteration: int, results: d
 
 
 def _export(trainer: Trainer, state: State, folder: str, metrics: dict[str, float]):
-    # An export is for other machines, which have no such folder.
-    config = dataclasses.replace(trainer.config, task=dataclasses.replace(trainer.config.task, manual_dir=""))
+    # An export is for other machines, which have no such folders.
+    changes: dict[str, Any] = {"manual_dir": ""}
+    if isinstance(trainer.config.task, TextTaskConfig):
+        changes["tokenizer"] = ""  # It lies beside the weights.
+    config = dataclasses.replace(trainer.config, task=dataclasses.replace(trainer.config.task, **changes))
     export_weights(folder, parallel.first(state.learner.average), to_dict(config), metrics, dtype="bfloat16")
+    _save_tokenizer(trainer.task, folder)

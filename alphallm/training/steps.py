@@ -14,7 +14,7 @@ from jax import lax
 from alphallm.models import LanguageModel
 from alphallm.training import actor, learner, parallel, replay
 from alphallm.training.config import Config
-from alphallm.training.learner import AXIS, Chain, Learner
+from alphallm.training.learner import AXIS, Learner, Packed
 from alphallm.training.replay import Replay
 from alphallm.types import Problem
 
@@ -62,7 +62,7 @@ class Steps:
     def _warm_start(self, state: Learner, source, lane_B, key):
         """`WARM_STEPS_PER_CALL` optimizer steps on demonstrations.
 
-        `source` holds all training problems (random play) or all demonstrations (solutions), the same on each device.
+        `source` holds all training problems (random play) or all packed solutions, the same on each device.
         """
         config = self.config
 
@@ -71,10 +71,12 @@ class Steps:
             size = jax.tree.leaves(source)[0].shape[0]
             index = jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
             chosen = jax.tree.map(lambda x: x[index], source)
-            if not isinstance(source, Chain):
+            if isinstance(source, Packed):
+                loss = lambda p: learner.packed_loss(self.model, p, chosen, AXIS)
+            else:
                 chosen = self._augment(chosen, keys)
-                chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
-            loss = lambda p: learner.chain_loss(self.model, p, chosen, config.training.value_weight, AXIS)
+                chains = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
+                loss = lambda p: learner.chain_loss(self.model, p, chains, config.training.value_weight, AXIS)
             return learner.update(state, config.optimizer, total_steps(config), loss)
 
         state, metrics = lax.scan(step, state, jnp.arange(WARM_STEPS_PER_CALL))

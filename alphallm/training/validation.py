@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from alphallm.tasks import data
 from alphallm.training.config import Config
 from alphallm.training.learner import Chain, chain_log_prob
 
+_SEARCHES = {"verified": "search", "value_only": "search, value only"}
 _SAMPLES = 2  # of each kind: solved, and failed.
 
 
@@ -28,16 +31,17 @@ class Sample:
 class Validation:
     """Evaluates parameters on the same problems, with the same random numbers, each time it is called."""
 
-    def __init__(self, model: LanguageModel, task, config: Config, texts: list[str]):
-        self.model, self.task, self.texts = model, task, texts
-        self.problems = data.load_problems(task, texts)
-        search, simulations = config.search, config.evaluation.num_simulations
+    def __init__(self, model: LanguageModel, task, config: Config, rows: Sequence[Any]):
+        self.model, self.task, self.rows = model, task, rows
+        self.problems = data.load_problems(task, rows)
+        search, simulations, modes = config.search, config.evaluation.num_simulations, plans.modes(task)
         self.strategies = {
             "greedy": Strategy("greedy", "both", 0, SearchConfig()),
-            "value greedy": Strategy("value_greedy", "verified", search.num_candidates, SearchConfig()),
-            "search": plans.with_simulations(task, search, "search", "verified", simulations),
-            "search, value only": plans.with_simulations(task, search, "search", "value_only", simulations),
+            "value greedy": Strategy("value_greedy", modes[0], search.num_candidates, SearchConfig()),
         }
+        for mode in modes:
+            self.strategies[_SEARCHES[mode]] = plans.with_simulations(task, search, "search", mode, simulations)
+        self._shown = _SEARCHES[modes[0]]  # the strategy whose answers are samples.
 
         self._kl = jax.jit(functools.partial(_kl, self.model, self.task))
 
@@ -55,7 +59,7 @@ class Validation:
             for name, strategy in self.strategies.items()
         }
         rates = {name: float(np.mean(result.reward_B)) for name, result in results.items()}
-        return rates, self._samples(results["search"])
+        return rates, self._samples(results[self._shown])
 
     def _samples(self, result) -> list[Sample]:
         solved = result.reward_B > 0
@@ -69,7 +73,7 @@ class Validation:
             if length
         ]
         verdict = "solved" if solved else "failed"
-        return Sample(f"{self.texts[i]}: {verdict}", "; ".join(lines))
+        return Sample(f"{self.rows[i]}: {verdict}", "; ".join(lines))
 
 
 def _kl(model: LanguageModel, task, params, reference, problems) -> jax.Array:

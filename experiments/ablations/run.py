@@ -138,12 +138,12 @@ def evaluated(folder: str, num_problems: int) -> dict[str, list[float]]:
     from alphallm.evaluation import compare
     from alphallm.models import LanguageModel
     from alphallm.tasks import make_task
-    from alphallm.training.loop import load_params, problem_texts
+    from alphallm.training.loop import load_params, problem_rows
     from alphallm.training.validation import Validation
 
     config, params = load_params(os.path.join(folder, "export"))
     task = make_task(config.task)
-    texts = problem_texts(config, "validation")
+    texts = problem_rows(config, "validation")
     validation = Validation(
         LanguageModel(config.model, task.vocabulary.size), task, config, texts[: num_problems or len(texts)]
     )

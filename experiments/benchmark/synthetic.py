@@ -24,8 +24,8 @@ class Words:
     pad: int = 0
 
     @property
-    def step_end_V(self) -> np.ndarray:
-        return np.arange(self.size) == STEP_END
+    def step_end_SV(self) -> np.ndarray:
+        return (np.arange(self.size) == STEP_END)[None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -43,7 +43,7 @@ def proposer():
         key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), index), level), w)
         return decode.gumbel_top_k(
             MODEL, PARAMS, decode.prefill(MODEL, PARAMS, problem), key[None], num=NUM, max_length=TASK.max_step,
-            step_end_V=jnp.asarray(TASK.vocabulary.step_end_V), pad=0,
+            step_end_SV=jnp.asarray(TASK.vocabulary.step_end_SV), pad=0,
         )  # fmt: skip
 
     return propose

@@ -113,7 +113,7 @@ def test_greedy_decoding_agrees_for_200_tokens(models):
     def generate(params):
         return decode.iid(
             model, params, decode.prefill(model, params, problem), jax.random.split(jax.random.key(0), 2), num=1,
-            max_length=GENERATED, step_end_V=jnp.zeros((V,), bool), pad=0, temperature=0.0,
+            max_length=GENERATED, step_end_SV=jnp.zeros((1, V), bool), pad=0, temperature=0.0,
         ).tokens_BKL[:, 0]  # fmt: skip
 
     np.testing.assert_array_equal(generate(params), expected.numpy())

@@ -297,7 +297,7 @@ def _compiled_propose(model, task, config, num, listed):
     def run(params, tokens, length, state, key):
         problem = Problem(tokens[None], jnp.asarray(length)[None], None, jnp.zeros(1, jnp.int32))
         prefix = decode.prefill(model, params, problem)
-        common = {"step_end_V": jnp.asarray(task.vocabulary.step_end_V), "pad": task.vocabulary.pad}
+        common = {"step_end_SV": jnp.asarray(task.vocabulary.step_end_SV), "pad": task.vocabulary.pad}
         if listed:
             steps = jax.tree.map(lambda x: x[None], task.legal_steps(state))
             return prefix, decode.listed(model, params, prefix, key[None], steps=steps, **common)

@@ -73,8 +73,8 @@ class TabularTask:
         rng = np.random.default_rng(seed)
         self.max_steps, self.max_step, self.vocabulary_size = max_steps, max_step, vocabulary_size
         self.max_prompt = 4
-        step_end_V = np.arange(vocabulary_size) == END
-        self.vocabulary = types.SimpleNamespace(step_end_V=step_end_V, pad=PAD)
+        step_end_SV = (np.arange(vocabulary_size) == END)[None]
+        self.vocabulary = types.SimpleNamespace(step_end_SV=step_end_SV, pad=PAD)
         self.done, self.legal = rng.random(ROWS) < done, rng.random(ROWS) >= illegal
         self.reward = (rng.random(ROWS) < 0.3 if binary else rng.random(ROWS)).astype(np.float32)
         content = np.arange(2, vocabulary_size)

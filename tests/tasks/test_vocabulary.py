@@ -70,8 +70,8 @@ def test_a_space_stands_between_numbers(text):
 
 
 def test_only_a_newline_ends_a_step():
-    assert VOCABULARY.step_end_V.shape == (VOCABULARY.size,)
-    assert VOCABULARY.step_end_V.nonzero()[0].tolist() == VOCABULARY.encode("\n")
+    assert VOCABULARY.step_end_SV.shape == (1, VOCABULARY.size)
+    assert VOCABULARY.step_end_SV[0].nonzero()[0].tolist() == VOCABULARY.encode("\n")
 
 
 @pytest.mark.parametrize("text", ["4 9 ten", "4  9", " 4", "4*9", "3-4", "300 400", "1/2/3", "--1", "4 \n"])

@@ -1,0 +1,37 @@
+"""GSM8K from random weights: a small model, and a tokenizer trained on the training split.
+
+python -m alphallm.train --config=configs/gsm8k_small.py --workdir=runs/gsm8k_small
+
+It is there to show the whole loop on real text on a CPU: a model of six million parameters that has read nothing else
+solves few of these problems.
+"""
+
+from alphallm.models import ModelConfig
+from alphallm.search import SearchConfig
+from alphallm.tasks import TextTaskConfig
+from alphallm.training.config import (
+    CheckpointConfig,
+    Config,
+    EvaluationConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    WarmStartConfig,
+)
+from alphallm.training.targets import TargetConfig
+
+
+def get_config() -> Config:
+    return Config(
+        # Self-play is on the problems that such a model can partly solve: those of two lines and an answer.
+        task=TextTaskConfig(name="gsm8k", max_prompt_tokens=128, max_step_tokens=48, max_steps=3, max_solution_steps=3),
+        model=ModelConfig(num_layers=6, width=256, num_heads=8, num_kv_heads=4, head_dim=32, hidden_dim=704),
+        warm_start=WarmStartConfig(data="solutions", num_steps=1500, batch_size=16, sequence_tokens=512),
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, ema_decay=0.99),
+        search=SearchConfig(num_simulations=8, num_candidates=8, max_considered=4, value_scale=0.4),
+        targets=TargetConfig(nodes="all", rows_per_tree=4),
+        training=TrainingConfig(
+            num_iterations=60, problems_per_iteration=32, learner_steps=4, rows_per_lane=1, replay_capacity=64
+        ),
+        evaluation=EvaluationConfig(every=20, num_problems=64, num_simulations=8),
+        checkpoints=CheckpointConfig(every=20),
+    )
