@@ -21,7 +21,7 @@ from jax import lax
 from alphallm import noise
 from alphallm.losses import log1mexp
 from alphallm.models import LanguageModel
-from alphallm.types import KeyValues, Past, Problem, Steps, pytree
+from alphallm.types import KeyValues, Past, Problem, Steps, Tool, pytree
 
 # The time of the first token, a Python integer: `t is _FIRST` is known while tracing.
 _FIRST = 0
@@ -108,6 +108,51 @@ def append(
 
 
 @pytree
+class ToolState:
+    """Where a tool stands in steps that are being written; axes in front as the caller has them."""
+
+    state: jax.Array  # int32: of the tool's automaton.
+    queue_F: jax.Array  # int32 [..., F]: the tokens that must follow, then -1.
+
+    @property
+    def next(self) -> jax.Array:
+        """int32: the token that must follow, or -1."""
+        return self.queue_F[..., 0]
+
+
+def start_tool(tool: Tool | None, shape: tuple[int, ...]) -> ToolState:
+    """The state at the beginning of steps."""
+    size = 1 if tool is None else tool.size
+    return ToolState(jnp.zeros(shape, jnp.int32), jnp.full((*shape, size), -1, jnp.int32))
+
+
+def forced_or(now: ToolState, token: jax.Array) -> jax.Array:
+    """The token that must follow, where there is one."""
+    return jnp.where(now.next >= 0, now.next, token)
+
+
+def use_tool(tool: Tool | None, now: ToolState, token, tokens_L, length, goes_on) -> ToolState:
+    """The state after one more token of every step: [R], or with `tokens_L` [R, L] and so on, what R stands for.
+
+    Where a token asks the tool, it is called, and its answer must follow. `goes_on` is False where nothing follows.
+    """
+    if tool is None:
+        return now
+    state = jnp.asarray(tool.table_SV, jnp.int32)[now.state, token]
+    asks = goes_on & (state >= tool.forced) & (now.state < tool.forced)
+    waiting_F = jnp.concatenate([now.queue_F[..., 1:], jnp.full_like(now.queue_F[..., :1], -1)], -1)
+
+    def call():
+        answer = tool.answer
+        for _ in range(asks.ndim):
+            answer = jax.vmap(answer)
+        return jnp.where(asks[..., None], answer(tokens_L, length), waiting_F)
+
+    queue_F = lax.cond(jnp.any(asks), call, lambda: waiting_F)
+    return ToolState(jnp.where(goes_on, state, 0), jnp.where(goes_on[..., None], queue_F, -1))
+
+
+@pytree
 class _Beams:
     """The state of the decoding loop."""
 
@@ -115,6 +160,7 @@ class _Beams:
     length_BK: jax.Array  # tokens written.
     ended_BK: jax.Array  # bool: the last token written ends a step (or the beam is empty).
     matched_BK: jax.Array  # int32: how much of the delimiter the tokens so far end in.
+    tool: "ToolState"
     log_prob_BK: jax.Array  # log-probability under the policy.
     score_BK: jax.Array  # gumbel_top_k: perturbed log-probability; iid: log-probability under the sampler.
     value_BK: jax.Array
@@ -127,7 +173,7 @@ class _Beams:
 _Select = Callable[[jax.Array | int, jax.Array, _Beams], tuple[jax.Array | None, jax.Array, jax.Array, jax.Array]]
 
 
-def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_end_SV) -> _Beams:
+def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_end_SV, tool: Tool | None) -> _Beams:
     """Decodes until every beam has ended its step or written L tokens."""
     batch, num_beams, max_length = beams.tokens_BKL.shape
     layers, _, groups, _, channels = prefix.past.keys.shape
@@ -148,14 +194,18 @@ def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_
             move = jax.vmap(lambda x, p: x[:, :, p], in_axes=(1, 0), out_axes=1)
             suffix = jax.tree.map(lambda x: move(x, parent_BK), suffix)
         now = (jnp.arange(max_length) == t)[None, None]
+        written_BK = beams.tool.next < 0  # by the model, not by a tool.
         ended_BK, matched_BK = beams.ended_BK, step_end_SV[beams.matched_BK, token_BK]
         ends_BK = matched_BK == step_end_SV.shape[0]
+        tokens_BKL = jnp.where(now & ~ended_BK[..., None], token_BK[..., None], beams.tokens_BKL)
+        length_BK = beams.length_BK + ~ended_BK
         beams = _Beams(
-            tokens_BKL=jnp.where(now & ~ended_BK[..., None], token_BK[..., None], beams.tokens_BKL),
-            length_BK=beams.length_BK + ~ended_BK,
+            tokens_BKL=tokens_BKL,
+            length_BK=length_BK,
             ended_BK=ended_BK | ends_BK,
             matched_BK=jnp.where(ends_BK, 0, matched_BK),
-            log_prob_BK=beams.log_prob_BK + jnp.where(ended_BK, 0.0, log_prob_BK),
+            tool=use_tool(tool, beams.tool, token_BK, tokens_BKL, length_BK, ~ended_BK & ~ends_BK),
+            log_prob_BK=beams.log_prob_BK + jnp.where(ended_BK | ~written_BK, 0.0, log_prob_BK),
             score_BK=score_BK,
             value_BK=beams.value_BK,
             kappa_B=kappa_B,
@@ -190,13 +240,14 @@ def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_
     return beams
 
 
-def _start(batch: int, num_beams: int, max_length: int, pad: int) -> _Beams:
+def _start(batch: int, num_beams: int, max_length: int, pad: int, tool: Tool | None = None) -> _Beams:
     zeros = jnp.zeros((batch, num_beams))
     return _Beams(
         tokens_BKL=jnp.full((batch, num_beams, max_length), pad, jnp.int32),
         length_BK=zeros.astype(jnp.int32),
         ended_BK=zeros.astype(bool),
         matched_BK=zeros.astype(jnp.int32),
+        tool=start_tool(tool, (batch, num_beams)),
         log_prob_BK=zeros,
         score_BK=zeros,
         value_BK=zeros,
@@ -205,7 +256,16 @@ def _start(batch: int, num_beams: int, max_length: int, pad: int) -> _Beams:
 
 
 def gumbel_top_k(
-    model: LanguageModel, params, prefix: Prefix, key_B, *, num: int, max_length: int, step_end_SV, pad: int
+    model: LanguageModel,
+    params,
+    prefix: Prefix,
+    key_B,
+    *,
+    num: int,
+    max_length: int,
+    step_end_SV,
+    pad: int,
+    tool: Tool | None = None,
 ) -> Candidates:
     """Draws `num` different steps without replacement by Gumbel top-k over sequences.
 
@@ -218,25 +278,26 @@ def gumbel_top_k(
       key_B: a typed random key for each problem; the draw depends on nothing else of the batch.
       num: candidates per problem, K.
       max_length: tokens of a step at most, L.
-      step_end_SV: int [S, V], where steps end: see `alphallm.types.Task`.
+      step_end_SV: int [S, V], where steps end: see `alphallm.types.Vocabulary`.
+      tool: what writes a part of a step by itself; its tokens are in no probability, score or perturbation.
     """
     batch, vocabulary = prefix.logits_BV.shape
     root_B = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, max_length)))(key_B)
-    beams = _start(batch, num, max_length, pad)
+    beams = _start(batch, num, max_length, pad, tool)
     keep = min(num + 1, vocabulary)
 
     def select(t, log_probs_BJV, beams):
         width = log_probs_BJV.shape[1]
         gumbel_BJV = jax.vmap(lambda k: noise.gumbel(jax.random.fold_in(k, t), (width, vocabulary)))(key_B)
         parent_phi = root_B[:, None] if t is _FIRST else beams.score_BK
-        total, ended = beams.log_prob_BK[:, :width], beams.ended_BK[:, :width]
+        total, ended, forced = (x[:, :width] for x in (beams.log_prob_BK, beams.ended_BK, beams.tool.next))
         # The largest `keep` children of a beam hold all that can be among the largest of all beams: the map below is
         # increasing within a beam.
         largest, token = _top_k(total[..., None] + log_probs_BJV + gumbel_BJV, keep)
         phi = _condition_on_maximum(largest, parent_phi[..., None])
         only_itself = jnp.where((jnp.arange(keep) == 0)[None, None], parent_phi[..., None], -jnp.inf)
-        phi = jnp.where(ended[..., None], only_itself, phi)
-        token = jnp.where(ended[..., None], pad, token)
+        phi = jnp.where((ended | (forced >= 0))[..., None], only_itself, phi)
+        token = jnp.where(ended[..., None], pad, jnp.where((forced >= 0)[..., None], forced[..., None], token))
         missing = ((0, 0), (0, max(0, num + 1 - width * keep)))  # of a vocabulary smaller than K + 1.
         phi = jnp.pad(phi.reshape(batch, -1), missing, constant_values=-jnp.inf)
         token = jnp.pad(token.reshape(batch, -1), missing)
@@ -249,7 +310,7 @@ def gumbel_top_k(
             jnp.maximum(beams.kappa_B, best[:, num]),
         )
 
-    beams = _decode(model, params, prefix, beams, select, step_end_SV)
+    beams = _decode(model, params, prefix, beams, select, step_end_SV, tool)
     exists = beams.score_BK > -jnp.inf
     log_prob = jnp.where(exists, beams.log_prob_BK, LOG_ZERO)
     # log(1 - exp(-exp(x))) for x = log pi - kappa; if nothing was ever discarded the inclusion probability is 1.
@@ -287,7 +348,7 @@ def _condition_on_maximum(children, maximum):
 
 def iid(
     model: LanguageModel, params, prefix: Prefix, key_B, *, num: int, max_length: int, step_end_SV, pad: int,
-    temperature: float = 1.0,
+    temperature: float = 1.0, tool: Tool | None = None,
 ) -> Candidates:  # fmt: skip
     """Draws `num` independent steps; equal ones are merged into one candidate whose count says how many.
 
@@ -295,24 +356,26 @@ def iid(
     probability under the tempered token distributions actually sampled from. Temperature 0 is greedy decoding.
     """
     batch, _ = prefix.logits_BV.shape
-    beams = _start(batch, num, max_length, pad)
+    beams = _start(batch, num, max_length, pad, tool)
 
     def select(t, log_probs_BJV, beams):
         parent = jnp.zeros((batch, num), jnp.int32) if t is _FIRST else None
         log_probs_BKV = jnp.broadcast_to(log_probs_BJV, (batch, num, log_probs_BJV.shape[-1]))
         if temperature == 0.0:
-            token = jnp.argmax(log_probs_BKV, -1)
+            token = forced_or(beams.tool, jnp.argmax(log_probs_BKV, -1))
             return parent, token, beams.score_BK, beams.kappa_B
         tempered = jax.nn.log_softmax(log_probs_BKV / temperature)
         # One uniform a beam and the inverse of the cumulative distribution: random bits are the cost on a CPU.
         uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t), (num,)))(key_B)
         cumulative = jnp.cumsum(jnp.exp(tempered), -1)
         threshold = uniform[..., None] * cumulative[..., -1:]
-        token = jnp.minimum(jnp.sum(cumulative <= threshold, -1), cumulative.shape[-1] - 1)
+        drawn = jnp.minimum(jnp.sum(cumulative <= threshold, -1), cumulative.shape[-1] - 1)
+        token = forced_or(beams.tool, drawn)
         chosen = jnp.take_along_axis(tempered, token[..., None], -1)[..., 0]
-        return parent, token, beams.score_BK + jnp.where(beams.ended_BK, 0.0, chosen), beams.kappa_B
+        counts = ~beams.ended_BK & (beams.tool.next < 0)
+        return parent, token, beams.score_BK + jnp.where(counts, chosen, 0.0), beams.kappa_B
 
-    beams = _decode(model, params, prefix, beams, select, step_end_SV)
+    beams = _decode(model, params, prefix, beams, select, step_end_SV, tool)
     equal_BKK = jnp.all(beams.tokens_BKL[:, :, None] == beams.tokens_BKL[:, None], -1)
     earlier = jnp.tril(jnp.ones((1, num, num), bool), -1)
     exists = ~jnp.any(equal_BKK & earlier, -1)
@@ -333,7 +396,7 @@ def listed(model: LanguageModel, params, prefix: Prefix, key_B, *, steps: Steps,
         token = lax.dynamic_index_in_dim(steps.tokens_AL, t, 2, keepdims=False)
         return parent, token, beams.score_BK, beams.kappa_B
 
-    beams = _decode(model, params, prefix, beams, select, step_end_SV)
+    beams = _decode(model, params, prefix, beams, select, step_end_SV, None)
     gumbel = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, max_length), (num,)))(key_B)
     log_prob = jnp.where(steps.valid_A, beams.log_prob_BK, LOG_ZERO)
     return _candidates(beams, steps.valid_A, log_prob, log_prob, gumbel, jnp.ones_like(beams.length_BK))

@@ -71,11 +71,31 @@ class Vocabulary(typing.Protocol):
         """The text of tokens."""
 
 
+class Tool(typing.Protocol):
+    """What writes a part of a step by itself, as a calculator does, while the step is decoded."""
+
+    size: int  # F: tokens of an answer, at most.
+    # int8 [., V]: an automaton over tokens that begins in state 0 with each step. The token that leads to a state of
+    # `forced` or more from one below asks the tool; every token that follows such a state is the tool's.
+    table_SV: Any
+    forced: int
+
+    def answer(self, tokens_L: jax.Array, length: jax.Array) -> jax.Array:
+        """int32 [F]: what must follow the first `length` of an unbatched step's tokens, padded with -1; compiled."""
+
+    def forced_tokens(self, tokens_L: jax.Array) -> jax.Array:
+        """bool [L]: which tokens of an unbatched step are the tool's; compiled."""
+
+    def is_forced(self, tokens: list[int]) -> list[bool]:
+        """The same on the host, of a step of any length."""
+
+
 class Task(typing.Protocol):
     """What the library asks of a task. Attributes are static; the methods are pure and are vmapped and compiled."""
 
     name: str
     vocabulary: "Vocabulary"
+    tool: "Tool | None"
     max_prompt: int  # P
     max_step: int  # L
     max_steps: int  # D

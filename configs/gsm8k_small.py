@@ -2,7 +2,7 @@
 
 python -m alphallm.train --config=configs/gsm8k_small.py --workdir=runs/gsm8k_small
 
-It is there to show the whole loop on real text on a CPU: a model of six million parameters that has read nothing else
+It is there to show the whole loop on real text on a CPU: a model of two million parameters that has read nothing else
 solves few of these problems.
 """
 
@@ -23,14 +23,21 @@ from alphallm.training.targets import TargetConfig
 def get_config() -> Config:
     return Config(
         # Self-play is on the problems that such a model can partly solve: those of two lines and an answer.
-        task=TextTaskConfig(name="gsm8k", max_prompt_tokens=128, max_step_tokens=48, max_steps=3, max_solution_steps=3),
-        model=ModelConfig(num_layers=6, width=256, num_heads=8, num_kv_heads=4, head_dim=32, hidden_dim=704),
-        warm_start=WarmStartConfig(data="solutions", num_steps=1500, batch_size=16, sequence_tokens=512),
+        task=TextTaskConfig(
+            name="gsm8k", max_prompt_tokens=128, max_step_tokens=48, max_steps=3, max_solution_steps=3, calculator=True
+        ),
+        model=ModelConfig(num_layers=4, width=192, num_heads=6, num_kv_heads=3, head_dim=32, hidden_dim=512),
+        warm_start=WarmStartConfig(data="solutions", num_steps=1000, batch_size=16, sequence_tokens=512),
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, ema_decay=0.99),
-        search=SearchConfig(num_simulations=8, num_candidates=8, max_considered=4, value_scale=0.4),
+        search=SearchConfig(num_simulations=8, num_candidates=8, max_considered=4, value_scale=0.2),
         targets=TargetConfig(nodes="all", rows_per_tree=4),
         training=TrainingConfig(
-            num_iterations=60, problems_per_iteration=32, learner_steps=4, rows_per_lane=1, replay_capacity=64
+            num_iterations=40,
+            problems_per_iteration=32,
+            learner_steps=4,
+            rows_per_lane=1,
+            replay_capacity=64,
+            candidates_per_row=4,
         ),
         evaluation=EvaluationConfig(every=20, num_problems=64, num_simulations=8),
         checkpoints=CheckpointConfig(every=20),

@@ -85,7 +85,7 @@ def _step(
     )(key_B)
     candidates = decode.gumbel_top_k(
         model, params, beams.prefix, key_BW.reshape(-1), num=num, max_length=task.max_step,
-        step_end_SV=jnp.asarray(vocabulary.step_end_SV), pad=vocabulary.pad,
+        step_end_SV=jnp.asarray(vocabulary.step_end_SV), pad=vocabulary.pad, tool=task.tool,
     )  # fmt: skip
     over_candidates = jax.vmap(jax.vmap(task.step, in_axes=(None, 0, 0)))
     verdict = over_candidates(beams.state, candidates.tokens_BKL, candidates.length_BK)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alphallm import decode
 from alphallm.decode import Prefix
 from alphallm.evaluation.solutions import Chains
 from alphallm.models import LanguageModel
@@ -26,6 +27,7 @@ class _Rows:
     level_R: jax.Array  # int32: the step being written.
     token_R: jax.Array  # int32: the token written last.
     matched_R: jax.Array  # int32: how much of the delimiter the tokens so far end in.
+    tool: decode.ToolState
     wrote_R: jax.Array  # bool: a token was written in this turn, and has yet to be run.
     ended_R: jax.Array  # bool: no token follows.
     finished_R: jax.Array
@@ -80,7 +82,8 @@ def _empty(task, state: TaskState, num: int) -> _Rows:
     integers, numbers, no = jnp.zeros(num, jnp.int32), jnp.zeros(num), jnp.zeros(num, bool)
     tokens = jnp.full((num, task.max_steps, task.max_step), task.vocabulary.pad, jnp.int32)
     lengths = jnp.zeros((num, task.max_steps), jnp.int32)
-    return _Rows(tokens, lengths, integers, integers, integers, no, no, no, numbers, numbers, state)
+    tool = decode.start_tool(task.tool, (num,))
+    return _Rows(tokens, lengths, integers, integers, integers, tool, no, no, no, numbers, numbers, state)
 
 
 def _choose(key_R, t, logits_RV, temperature: float) -> jax.Array:
@@ -97,6 +100,7 @@ def _choose(key_R, t, logits_RV, temperature: float) -> jax.Array:
 def _write(task, rows: _Rows, token_R, logits_RV) -> _Rows:
     """Writes a token to every chain that goes on, and ends the step or the chain where it is due."""
     row, writes_R = jnp.arange(token_R.shape[0]), ~rows.ended_R
+    token_R, by_model_R = decode.forced_or(rows.tool, token_R), rows.tool.next < 0
     level_R = jnp.minimum(rows.level_R, task.max_steps - 1)
     place_R = jnp.minimum(rows.length_RD[row, level_R], task.max_step - 1)
     written = jnp.where(writes_R, token_R, rows.tokens_RDL[row, level_R, place_R])
@@ -126,9 +130,12 @@ def _write(task, rows: _Rows, token_R, logits_RV) -> _Rows:
         token_R=token_R,
         wrote_R=writes_R,
         matched_R=jnp.where(step_ends_R, 0, matched_R),
+        tool=decode.use_tool(
+            task.tool, rows.tool, token_R, tokens_RDL[row, level_R], length_RD[row, level_R], writes_R & ~step_ends_R
+        ),
         ended_R=rows.ended_R | finished_R | full_R | (new_level_R >= task.max_steps),
         finished_R=finished_R,
-        log_prob_R=rows.log_prob_R + jnp.where(writes_R, log_prob_R, 0.0),
+        log_prob_R=rows.log_prob_R + jnp.where(writes_R & by_model_R, log_prob_R, 0.0),
         value_R=rows.value_R,
         state=state,
     )

@@ -273,16 +273,15 @@ class _Expander:
         config, vocabulary = self.config, self.task.vocabulary
         step_end_SV = jnp.asarray(vocabulary.step_end_SV)
         common: dict[str, Any] = {"step_end_SV": step_end_SV, "pad": vocabulary.pad}
+        written: dict[str, Any] = {"num": num, "max_length": self.task.max_step, "tool": self.task.tool, **common}
         arguments = (self.model, self.params, prefix, keys_B)
         if proposer == "listed":
             steps = jax.vmap(self.task.legal_steps)(state)
             candidates = decode.listed(*arguments, steps=steps, **common)
         elif proposer == "iid":
-            candidates = decode.iid(
-                *arguments, num=num, max_length=self.task.max_step, temperature=config.temperature, **common
-            )
+            candidates = decode.iid(*arguments, temperature=config.temperature, **written)
         else:
-            candidates = decode.gumbel_top_k(*arguments, num=num, max_length=self.task.max_step, **common)
+            candidates = decode.gumbel_top_k(*arguments, **written)
         if config.prior == "policy":
             candidates = dataclasses.replace(candidates, prior_logits_BK=candidates.log_prob_BK)
         return candidates

@@ -71,6 +71,7 @@ class _Written:
 class Arithmetic:
     """The task: problems, verifier and lister of legal steps. Attributes are static, methods say where they run."""
 
+    tool = None
     self_verifying = True  # a solver may see the reward at test time: checking a chain needs no answer key.
 
     def __init__(self, config: TaskConfig):

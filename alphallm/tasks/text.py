@@ -23,6 +23,7 @@ from absl import logging
 from alphallm.errors import UserError, check_range
 from alphallm.tasks import answers, examples, tokenizer
 from alphallm.tasks.arithmetic import ProblemError
+from alphallm.tasks.calculator import Calculator
 from alphallm.tasks.examples import Example
 from alphallm.tasks.grader import Grader, extract
 from alphallm.types import Problem, Steps, Transition, pytree
@@ -57,6 +58,8 @@ class TextTaskConfig:
     # "integers": compiled, and right only where the reference is an integer; "math": a grader on the host for others.
     equality: Literal["integers", "math"] = "integers"
     grader_seconds: float = 5.0  # of an answer.
+    # `<<48/2=` in a step is evaluated and the result forced; else the annotations are taken out of the solutions.
+    calculator: bool = False
 
     def __post_init__(self):
         check_range(self, 0, math.inf, "num_shots", "max_solution_steps")
@@ -89,6 +92,7 @@ class TextTask:
         self.vocabulary = tokenizer_of(config)
         self.max_prompt, self.max_step = config.max_prompt_tokens, config.max_step_tokens
         self.max_steps = config.max_steps
+        self.tool = Calculator(self.vocabulary) if config.calculator else None
         self._shots = _shots(config)
 
     # Host side: text and numpy.
@@ -130,7 +134,7 @@ class TextTask:
         return self.vocabulary.encode(self.vocabulary.chat(messages))
 
     def solution_text(self, example: Example) -> str:
-        return _ANNOTATION.sub("", example.solution)
+        return example.solution if self.config.calculator else _ANNOTATION.sub("", example.solution)
 
     def solutions(self, example: Example, limit: int | None = None) -> list[list[list[int]]]:
         """The example's worked solution as tokens of its steps, up to the one with the answer: a list of one, or none.
@@ -140,7 +144,8 @@ class TextTask:
         del limit
         if not example.solution:
             return []
-        steps = self.vocabulary.steps([*self.vocabulary.encode(self.solution_text(example)), self.vocabulary.eos])
+        encode = self.vocabulary.encode if self.tool is None else self.tool.encode
+        steps = self.vocabulary.steps([*encode(self.solution_text(example)), self.vocabulary.eos])
         answered = [extract(self.vocabulary.decode(step)) is not None for step in steps]
         return [steps[: answered.index(True) + 1] if any(answered) else steps]
 

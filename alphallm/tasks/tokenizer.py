@@ -7,7 +7,7 @@ have them and as `save` writes them.
 import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jinja2
@@ -27,15 +27,16 @@ class Tokenizer:
 
     Attributes:
       size: V; as many as the model of the same folder has embeddings, of which the last may stand for no token.
-      bytes_VW: uint8 [V, W], the bytes of each token, padded with zeros; none of a special token.
+      pieces: the bytes of each token, none of a special one.
+      bytes_VW: uint8 [V, W], the same, padded with zeros.
       num_bytes_V: int32 [V].
       ends_text_V: bool [V], the tokens after which nothing follows.
       step_end_SV: see `alphallm.types.Vocabulary`; whatever ends the text ends the step.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], delimiter: str, size: int = 0):
-        if not delimiter:
-            raise UserError("The delimiter of steps is empty: give the text that ends a step, such as a newline.")
+        if not 0 < len(delimiter.encode()) < 128:
+            raise UserError(f"The delimiter of steps has {len(delimiter.encode())} bytes: give text of 1 to 127.")
         self._tokenizer, self._settings = tokenizer, settings
         known = tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(size, 1 + max(known.values()))
@@ -47,7 +48,7 @@ class Tokenizer:
         self.eos, pad = eos, self._special("pad_token")
         self.pad = self.eos if pad is None else pad
         self.delimiter = delimiter
-        pieces = _bytes_of_tokens(tokenizer, self.size)
+        pieces = self.pieces = _bytes_of_tokens(tokenizer, self.size)
         self.num_bytes_V = np.array([len(piece) for piece in pieces], np.int32)
         self.bytes_VW = np.zeros((self.size, max(1, self.num_bytes_V.max())), np.uint8)
         for token, piece in enumerate(pieces):
@@ -56,7 +57,8 @@ class Tokenizer:
         self.ends_text_V[[self.eos, *(known[name] for name in ("<|im_end|>", "<|eot_id|>", _END) if name in known)]] = (
             True
         )
-        self.step_end_SV = _automaton(pieces, delimiter.encode())
+        ending = delimiter.encode()
+        self.step_end_SV = automaton(pieces, functools.partial(_matched, ending), len(ending), final=len(ending))
         self.step_end_SV[:, self.ends_text_V] = len(self.step_end_SV)
 
     def _special(self, name: str) -> int | None:
@@ -194,27 +196,23 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _automaton(pieces: Sequence[bytes], delimiter: bytes) -> np.ndarray:
-    """int8 [S, V]: how much of the delimiter is matched after each token (Knuth, Morris, Pratt 1977); S if all is."""
-    size = len(delimiter)
-    if size > 127:
-        raise UserError(f"The delimiter of steps has {size} bytes: give at most 127.")
-
-    @functools.cache
-    def after(state: int, byte: int) -> int:
-        text = delimiter[:state] + bytes([byte])
-        return next(n for n in range(min(size, len(text)), -1, -1) if text.endswith(delimiter[:n]))
-
+def automaton(pieces: Sequence[bytes], after: Callable[[int, int], int], size: int, final: int = -1) -> np.ndarray:
+    """int8 [size, V]: an automaton over bytes, `after(state, byte)`, as one over tokens; it stays in state `final`."""
+    after = functools.cache(after)
     table = np.zeros((size, len(pieces)), np.int8)
     for state in range(size):
         for token, piece in enumerate(pieces):
             now = state
             for byte in piece:
-                now = after(now, byte)
-                if now == size:
-                    break
+                now = now if now == final else after(now, byte)
             table[state, token] = now
     return table
+
+
+def _matched(delimiter: bytes, state: int, byte: int) -> int:
+    """How much of the delimiter is matched when `state` of its bytes were, and `byte` follows."""
+    text = delimiter[:state] + bytes([byte])
+    return next(n for n in range(len(text), -1, -1) if text.endswith(delimiter[:n]))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from absl import logging
 
 from alphallm.errors import UserError
 from alphallm.training.learner import Packed
+from alphallm.types import Tool
 
 _SOLUTIONS_PER_PROBLEM = 20
 _OPEN = 64  # sequences that still have room and are tried for the next solution.
@@ -22,15 +23,15 @@ def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int) -> Pack
       size: T, the tokens of a sequence; a longer solution is left out, and said to be. 0 takes those of the longest.
       seed: of the order in which they are packed.
     """
-    texts: list[tuple[list[int], list[int]]] = []
+    texts: list[_Text] = []
     for index, row in enumerate(rows):
         solutions = task.solutions(row, _SOLUTIONS_PER_PROBLEM)
         if solutions:
             problem = task.load(row, index)
             prompt = problem.tokens_P[: problem.length].tolist()
-            texts += [(prompt, list(itertools.chain(*steps))) for steps in solutions]
-    size = size or max((len(prompt) + len(steps) for prompt, steps in texts), default=0)
-    fitting = [(prompt, steps) for prompt, steps in texts if len(prompt) + len(steps) <= size]
+            texts += [_Text(prompt, steps, task.tool) for steps in solutions]
+    size = size or max((len(text.tokens) for text in texts), default=0)
+    fitting = [text for text in texts if len(text.tokens) <= size]
     if len(fitting) < len(texts):
         left_out = f"{len(texts) - len(fitting)} of {len(texts)} solutions of more than {size} tokens with their prompt"
         logging.warning("%s: left out %s (warm_start.sequence_tokens).", task.name, left_out)
@@ -40,33 +41,36 @@ def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int) -> Pack
     return pack([fitting[i] for i in order], size, task.vocabulary.pad)
 
 
-def pack(texts: Sequence[tuple[list[int], list[int]]], size: int, pad: int) -> Packed:
-    """Prompts and steps laid one behind the other, each into the first sequence of `size` tokens that has room."""
-    sequences: list[list[tuple[list[int], list[int]]]] = []
+class _Text:
+    """A prompt and the steps after it."""
+
+    def __init__(self, prompt: list[int], steps: list[list[int]], tool: Tool | None):
+        self.tokens = [*prompt, *itertools.chain(*steps)]
+        written = [[True] * len(step) if tool is None else [not x for x in tool.is_forced(step)] for step in steps]
+        self.is_step = [*[False] * len(prompt), *itertools.chain(*written)]
+
+
+def pack(texts: Sequence[_Text], size: int, pad: int) -> Packed:
+    """Texts laid one behind the other, each into the first sequence of `size` tokens that has room."""
+    sequences: list[list[_Text]] = []
     room: list[int] = []
-    first_open = 0
-    for prompt, steps in texts:
-        needed = len(prompt) + len(steps)
-        places = [i for i in range(first_open, len(room)) if room[i] >= needed]
-        if not places:
+    for text in texts:
+        tried = range(max(0, len(room) - _OPEN), len(room))
+        place = next((i for i in tried if room[i] >= len(text.tokens)), len(room))
+        if place == len(room):
             sequences.append([])
             room.append(size)
-            places = [len(room) - 1]
-        sequences[places[0]].append((prompt, steps))
-        room[places[0]] -= needed
-        first_open = max(first_open, len(room) - _OPEN)
+        sequences[place].append(text)
+        room[place] -= len(text.tokens)
 
     shape = (len(sequences), size)
-    tokens, position, text = np.full(shape, pad, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    tokens, position, number = np.full(shape, pad, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     is_step = np.zeros(shape, bool)
     for row, members in enumerate(sequences):
-        start = 0
-        for number, (prompt, steps) in enumerate(members, 1):
-            end = start + len(prompt) + len(steps)
-            tokens[row, start:end] = prompt + steps
-            position[row, start:end] = np.arange(end - start)
-            text[row, start:end] = number
-            is_step[row, start + len(prompt) : end] = True
-            start = end
-    fields: list[Any] = [tokens, position, text, is_step]
+        end = 0
+        for i, text in enumerate(members, 1):
+            start, end = end, end + len(text.tokens)
+            tokens[row, start:end], is_step[row, start:end] = text.tokens, text.is_step
+            position[row, start:end], number[row, start:end] = np.arange(end - start), i
+    fields: list[Any] = [tokens, position, number, is_step]
     return Packed(*fields)

@@ -17,7 +17,7 @@ from alphallm.decode import causal_mask
 from alphallm.models import LanguageModel
 from alphallm.training.config import Config, OptimizerConfig
 from alphallm.training.targets import Row
-from alphallm.types import pytree
+from alphallm.types import Tool, pytree
 
 AXIS = "data"
 
@@ -50,7 +50,7 @@ class Packed:
     tokens_T: jax.Array  # int32
     position_T: jax.Array  # int32: of each token within its text.
     text_T: jax.Array  # int32: which text a token belongs to, counted from 1; 0 for padding.
-    is_step_T: jax.Array  # bool: the token is of a step, not of a prompt.
+    is_step_T: jax.Array  # bool: the model is to write the token: it is of a step, and no tool wrote it.
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
@@ -115,11 +115,13 @@ def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn)
     return Learner(params, average, optimizer, learner.step + 1), metrics
 
 
-def row_loss(model: LanguageModel, params, rows: Row, config: Config, axis: str | None = None):
+def row_loss(
+    model: LanguageModel, params, rows: Row, config: Config, axis: str | None = None, tool: Tool | None = None
+):
     """Policy and value loss of rows [R, ...]: this device's share of the mean over a device axis, if there is one."""
     mean = functools.partial(losses.masked_mean, axis=axis)
     rows = _fewer_candidates(rows, config.training.candidates_per_row)
-    log_prob_RK, value_RK, value_R = score(model, params, rows)
+    log_prob_RK, value_RK, value_R = score(model, params, rows, tool)
     if config.targets.policy == "candidates":
         policy_R = jax.vmap(losses.policy_loss_among_candidates)(
             log_prob_RK, rows.written_K, rows.offset_K, rows.policy_K1[:, :-1]
@@ -176,8 +178,11 @@ def _fewer_candidates(rows: Row, num: int) -> Row:
 _PER_CANDIDATE = ("tokens_KL", "length_K", "written_K", "log_prob_K", "offset_K", "value_K", "value_weight_K")
 
 
-def score(model: LanguageModel, params, rows: Row) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probability [R, K] and value logit [R, K] of every candidate, and the value logit [R] of the node."""
+def score(model: LanguageModel, params, rows: Row, tool: Tool | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probability [R, K] and value logit [R, K] of every candidate, and the value logit [R] of the node.
+
+    What a tool wrote is in no log-probability.
+    """
     num_rows, num_prompt = rows.prompt_P.shape
     _, num_path, max_length = rows.path_DL.shape
     num = rows.tokens_KL.shape[1]
@@ -201,6 +206,8 @@ def score(model: LanguageModel, params, rows: Row) -> tuple[jax.Array, jax.Array
     log_probs = jax.nn.log_softmax(model.logits(params, before))
     token_log_prob = jnp.take_along_axis(log_probs, rows.tokens_KL[..., None], -1)[..., 0]
     in_step = jnp.arange(max_length)[None, None] < rows.length_K[..., None]
+    if tool is not None:
+        in_step &= ~jax.vmap(jax.vmap(tool.forced_tokens))(rows.tokens_KL)
     log_prob = jnp.sum(jnp.where(in_step, token_log_prob, 0.0), -1)
     end = jnp.maximum(rows.length_K - 1, 0)[..., None, None]
     hidden_end = jnp.take_along_axis(hidden_steps, end, 2)[:, :, 0]
@@ -228,15 +235,15 @@ def packed_loss(model: LanguageModel, params, packed: Packed, axis: str | None =
     return policy, {"loss/policy": policy}
 
 
-def chain_log_prob(model: LanguageModel, params, chain: Chain) -> jax.Array:
-    """Log-probability [R] of each chain's steps after its prompt."""
-    _, next_log_prob, _, is_step, _, _ = _chain_pass(model, params, chain)
+def chain_log_prob(model: LanguageModel, params, chain: Chain, tool: Tool | None = None) -> jax.Array:
+    """Log-probability [R] of each chain's steps after its prompt, what a tool wrote left out."""
+    _, next_log_prob, _, is_step, _, _ = _chain_pass(model, params, chain, tool)
     return jnp.sum(jnp.where(is_step[:, 1:], next_log_prob, 0.0), -1)
 
 
-def _chain_pass(model: LanguageModel, params, chain: Chain):
+def _chain_pass(model: LanguageModel, params, chain: Chain, tool: Tool | None = None):
     """Hidden states [R, T, E], log-probabilities [R, T - 1] of the next tokens, and what `compact` returns."""
-    tokens, is_step, is_end, real = compact(chain)
+    tokens, is_step, is_end, real = compact(chain, tool)
     num_rows, size = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(size)[None], (num_rows, size))
     hidden = model.trunk(params, tokens, positions, causal_mask(num_rows, size)).hidden_BXE
@@ -245,8 +252,8 @@ def _chain_pass(model: LanguageModel, params, chain: Chain):
     return hidden, next_log_prob, tokens, is_step, is_end, real
 
 
-def compact(chain: Chain):
-    """Chains as plain sequences [R, T]: tokens, and which are of a step, at which a value is read, and real."""
+def compact(chain: Chain, tool: Tool | None = None):
+    """Chains as plain sequences [R, T]: tokens, which the model wrote in steps, at which a value is read, and real."""
     num_rows, num_prompt = chain.prompt_P.shape
     _, _, max_length = chain.tokens_DL.shape
     slot_P, slot_L = jnp.arange(num_prompt)[None], jnp.arange(max_length)[None, None]
@@ -255,7 +262,10 @@ def compact(chain: Chain):
         return jnp.concatenate([of_prompt, of_steps.reshape(num_rows, -1)], 1)
 
     real = join(slot_P < chain.prompt_length[:, None], slot_L < chain.length_D[..., None])
-    is_step = join(jnp.zeros_like(chain.prompt_P, bool), slot_L < chain.length_D[..., None])
+    written = slot_L < chain.length_D[..., None]
+    if tool is not None:
+        written &= ~jax.vmap(jax.vmap(tool.forced_tokens))(chain.tokens_DL)
+    is_step = join(jnp.zeros_like(chain.prompt_P, bool), written)
     is_end = join(slot_P == chain.prompt_length[:, None] - 1, slot_L == chain.length_D[..., None] - 1)
     order = jnp.argsort(~real, axis=1, stable=True)
     pick = lambda x: jnp.take_along_axis(x, order, 1)

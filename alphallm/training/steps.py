@@ -110,7 +110,7 @@ class Steps:
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
             batch, age = replay.sample(stored, keys, config.training.rows_per_lane, config.training.surprise_fraction)
-            loss = lambda p: learner.row_loss(self.model, p, batch, config, AXIS)
+            loss = lambda p: learner.row_loss(self.model, p, batch, config, AXIS, self.task.tool)
             state, metrics = learner.update(state, config.optimizer, total_steps(config), loss)
             return state, {**metrics, "replay/age": lax.pmean(jnp.mean(age.astype(jnp.float32)), AXIS)}
 

@@ -82,4 +82,4 @@ def _kl(model: LanguageModel, task, params, reference, problems) -> jax.Array:
     drawn = chains.sample(model, task, params, problems, prefix, key_B1, temperature=1.0)
     drawn = jax.tree.map(lambda x: x[:, 0], drawn)
     chain = Chain(problems.tokens_P, problems.length, drawn.tokens_BJDL, drawn.length_BJD, drawn.value_BJ)
-    return jnp.mean(drawn.log_prob_BJ - chain_log_prob(model, reference, chain))
+    return jnp.mean(drawn.log_prob_BJ - chain_log_prob(model, reference, chain, task.tool))

@@ -40,6 +40,7 @@ class Endless:
     max_legal_steps: int = 1
     max_later_steps: int = 1
     self_verifying: bool = True
+    tool: None = None
 
     def step(self, state: jax.Array, tokens_L: jax.Array, length: jax.Array) -> Transition:
         del tokens_L, length

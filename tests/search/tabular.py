@@ -68,6 +68,7 @@ class TabularTask:
     """An answer has at most `max_steps` steps; which are legal, finish it, and earn what, is drawn at random."""
 
     self_verifying = True
+    tool = None
 
     def __init__(self, seed=0, max_steps=3, max_step=2, vocabulary_size=5, done=0.25, illegal=0.2, binary=False):
         rng = np.random.default_rng(seed)

@@ -251,7 +251,7 @@ def test_every_puzzle_is_solved_by_a_chain_of_listed_steps():
     """Eight tokens a step are enough: each puzzle has a solution whose every step `legal_steps` lists."""
     task = task_of("game24")
     chosen = puzzles() if FULL else puzzles()[::10]
-    chains = [task.solutions(" ".join(map(str, numbers)), limit=1)[0].splitlines(True) for numbers in chosen]
+    chains = [task.solution_texts(" ".join(map(str, numbers)), limit=1)[0].splitlines(True) for numbers in chosen]
     states = [task.build_problem(numbers, 24, 0).state for numbers in chosen]
     for depth in range(3):
         lines = [task.vocabulary.encode(chain[depth]) for chain in chains]
@@ -280,9 +280,9 @@ def test_solutions_are_the_chains_that_the_twin_finds(name, numbers):
 
     visit(TwinState(tuple(map(solver.Fraction, numbers)), 24), "")
     text = " ".join(map(str, numbers))
-    found = task.solutions(text)
+    found = task.solution_texts(text)
     assert sorted(found) == sorted(want) and found  # as lists: none is there twice.
-    assert task.solutions(text, limit=1) == found[:1]
+    assert task.solution_texts(text, limit=1) == found[:1]
 
 
 def test_a_problem_is_its_sorted_prompt():
