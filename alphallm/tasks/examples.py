@@ -106,7 +106,7 @@ def split(files: Mapping[str, pathlib.Path], fields: Fields) -> tuple[dict[str, 
     if "validation" in found:
         validation = _without(found["validation"], test, "validation.jsonl", skipped)
     else:
-        validation = sorted(train, key=_key)[: min(_NUM_VALIDATION, len(train) // 10)]
+        validation = sorted(train, key=_key)[: min(_NUM_VALIDATION, max(1, len(train) // 10))]
     kept = _without(train, {_key(row) for row in validation}, "", [])
     splits = {"train": kept, "validation": validation, "test": found["test"]}
     for name, rows in splits.items():
@@ -139,7 +139,7 @@ def _read(path: pathlib.Path, fields: Fields, skipped: list[str]) -> list[Exampl
             wrong.append(f"{path.name} row {number}: {error}.")
     skipped += wrong[:_TOLD]
     if len(wrong) > _TOLD:
-        skipped.append(f"{path.name}: {len(wrong) - _TOLD} more of {number} rows.")
+        skipped.append(f"{path.name}: {len(wrong) - _TOLD} more of {number} lines.")
     return list(rows.values())
 
 

@@ -1,0 +1,98 @@
+"""Packed solutions: every token once, and the loss of a text is what it is alone."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alphallm.errors import UserError
+from alphallm.models import LanguageModel, ModelConfig
+from alphallm.tasks import TaskConfig, TextTaskConfig, data, make_task
+from alphallm.training import learner
+from alphallm.training.demonstrations import demonstrations
+from alphallm.training.learner import Packed
+from tests.tasks import worked
+
+MODEL_CONFIG = ModelConfig(num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=16)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "calculator"])
+def text_task(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("worked")
+    config = TextTaskConfig(
+        name="jsonl", manual_dir=worked.write(folder), vocabulary_size=400, max_prompt_tokens=64, max_step_tokens=40,
+        calculator=request.param,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+        return make_task(config), data.load_split(config, "train")
+
+
+def texts_of(packed: Packed) -> list[tuple[int, ...]]:
+    return [
+        tuple(tokens[number == i].tolist())
+        for tokens, number in zip(packed.tokens_T, packed.text_T, strict=True)
+        for i in range(1, number.max() + 1)
+    ]
+
+
+def test_every_solution_is_there_once(text_task):
+    task, rows = text_task
+    packed = demonstrations(task, rows, 256, seed=0)
+    wanted = [(*task.prompt(row.question), *itertools.chain(*task.solutions(row)[0])) for row in rows]
+    assert sorted(texts_of(packed)) == sorted(wanted)
+    assert (packed.text_T > 0).mean() > 0.8
+    for tokens, number, position, is_step in zip(
+        packed.tokens_T, packed.text_T, packed.position_T, packed.is_step_T, strict=True
+    ):
+        for i in range(1, number.max() + 1):
+            place = np.flatnonzero(number == i)
+            assert (np.diff(place) == 1).all() and (position[place] == np.arange(len(place))).all()
+            text = task.vocabulary.decode(tokens[place])
+            prompt = len(task.prompt(text.removeprefix("Question: ").partition("\nAnswer")[0]))
+            left_out = len(place) - prompt - is_step[place].sum()
+            assert not is_step[place][:prompt].any()
+            # The calculator's results, two of them, and the two signs that close each.
+            assert (left_out > 0) == (task.tool is not None)
+    assert not packed.is_step_T[packed.text_T == 0].any()
+
+
+def test_packing_does_not_change_the_loss(text_task):
+    task, rows = text_task
+    model = LanguageModel(MODEL_CONFIG, task.vocabulary.size)
+    params = jax.tree.map(lambda x: x + 0.1, model.init(jax.random.key(0)))
+    loss = jax.jit(lambda packed: learner.packed_loss(model, params, jax.tree.map(jnp.asarray, packed))[0])
+    together = demonstrations(task, rows[:6], 256, seed=0)
+    alone = demonstrations(task, rows[:6], 0, seed=0)
+    assert len(together.tokens_T) < len(alone.tokens_T) == 6
+    assert float(loss(together)) == pytest.approx(float(loss(alone)), rel=1e-5)
+    # What stands in another text does not matter, and what stands in the same one does.
+    for number, matters in ((1, True), (2, False)):
+        is_step = np.where(together.text_T == number, together.is_step_T, False)
+        tokens = together.tokens_T.copy()
+        tokens[0, 0] = (tokens[0, 0] + 1) % task.vocabulary.size  # of the first text
+        one, other = (Packed(t, together.position_T, together.text_T, is_step) for t in (together.tokens_T, tokens))
+        assert (float(loss(one)) != float(loss(other))) == matters
+
+
+def test_solutions_that_are_too_long_are_left_out(text_task):
+    task, rows = text_task
+    lengths = [len(task.prompt(row.question)) + sum(map(len, task.solutions(row)[0])) for row in rows]
+    size = int(np.median(lengths))
+    packed = demonstrations(task, rows, size, seed=0)
+    assert len(texts_of(packed)) == sum(length <= size for length in lengths)
+    with pytest.raises(UserError, match="has no worked solutions"):
+        demonstrations(task, rows, 10, seed=0)
+
+
+def test_arithmetic_has_demonstrations_too():
+    task = make_task(TaskConfig(max_step_tokens=6))
+    packed = demonstrations(task, ["4 9 10 13", "1 1 4 6"], 0, seed=0)
+    wanted = {
+        "".join([f"{puzzle} -> 24\n", solution])
+        for puzzle in ("4 9 10 13", "1 1 4 6")
+        for solution in task.solution_texts(puzzle, 20)
+    }
+    assert {task.vocabulary.decode(text) for text in texts_of(packed)} == wanted
