@@ -17,7 +17,7 @@ LAYERS = [
     {"search"},
     {"evaluation"},
     {"training"},
-    {"train", "evaluate", "solve", "convert"},  # the mains
+    {"train", "evaluate", "solve", "convert", "memory"},  # the mains
 ]
 MAINS = LAYERS[-1]
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}

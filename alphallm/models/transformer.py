@@ -47,6 +47,24 @@ class RopeScalingConfig:
             )
 
 
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down", "head")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation; see `alphallm.models.lora`."""
+
+    rank: int = 0  # 0 trains all parameters.
+    scale: float = 2.0  # what the change is multiplied by (alpha / rank in the paper).
+    projections: tuple[str, ...] = PROJECTIONS  # which matrices of a layer, and the policy head.
+
+    def __post_init__(self):
+        check_range(self, 0, math.inf, "rank")
+        unknown = [name for name in self.projections if name not in PROJECTIONS]
+        if unknown or (self.rank and not self.projections):
+            raise ValueError(f"projections={','.join(self.projections)}: give some of {', '.join(PROJECTIONS)}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The transformer's shape. The defaults are the small model of the Game of 24."""
@@ -64,7 +82,9 @@ class ModelConfig:
     output_bias: bool = False  # on the attention's output projection (Llama's and Qwen3's option, with the others).
     qk_norm: bool = True  # RMSNorm of each head's queries and keys (Qwen3).
     tied_embeddings: bool = True
-    dtype: str = "float32"  # of activations and cached keys and values; parameters and heads stay float32.
+    # Of activations and cached keys and values, and of frozen parameters; those that are trained stay float32.
+    dtype: str = "float32"
+    lora: LoraConfig = LoraConfig()
 
 
 @pytree
@@ -123,6 +143,14 @@ class Transformer(nnx.Module):
         if config.qk_norm:
             layers["q_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
             layers["k_norm"] = nnx.Param(jnp.ones((y, config.head_dim)))
+        lora = config.lora
+        for name in [name for name in lora.projections if lora.rank and name != "head"]:
+            _, inputs, outputs = layers[name].shape
+            layers[f"{name}_lora_a"] = matrix(inputs, y, inputs, lora.rank)
+            layers[f"{name}_lora_b"] = nnx.Param(jnp.zeros((y, lora.rank, outputs)))
+        if lora.rank and "head" in lora.projections:
+            self.head_lora_a = matrix(e, e, lora.rank)
+            self.head_lora_b = nnx.Param(jnp.zeros((lora.rank, vocabulary_size)))
         self.layers = _Parameters(**layers)
         self.final_norm = nnx.Param(jnp.ones(e))
         if not config.tied_embeddings:
@@ -160,7 +188,8 @@ class Transformer(nnx.Module):
             attended, keys_values = self._attention(layer, normed, cos_BX1C, sin_BX1C, cached, bias, alone)
             x_RE = x_RE + attended
             normed = _rms_norm(x_RE, layer["mlp_norm"], self.config.norm_epsilon)
-            x_RE = x_RE + (jax.nn.silu(normed @ layer["gate"]) * (normed @ layer["up"])) @ layer["down"]
+            hidden = jax.nn.silu(self._project(layer, "gate", normed)) * self._project(layer, "up", normed)
+            x_RE = x_RE + self._project(layer, "down", hidden)
             return x_RE, keys_values
 
         layers = {name: parameter[...] for name, parameter in self.layers.named().items()}
@@ -175,7 +204,7 @@ class Transformer(nnx.Module):
         g, c = config.num_kv_heads, config.head_dim
 
         def project(name: str) -> jax.Array:
-            y = x_RE @ layer[name]
+            y = self._project(layer, name, x_RE)
             if config.attention_bias:
                 y = y + _like(layer[f"{name}_bias"], y)
             return y.reshape(b, x, -1, c)
@@ -199,16 +228,27 @@ class Transformer(nnx.Module):
             parts.append(_weighted_sum(weights[..., start : start + size], kv.values))
             start += size
         attended = sum(parts[1:], parts[0]).transpose(0, 3, 1, 2, 4).reshape(b * x, -1)
-        attended = attended @ layer["o"]
+        attended = self._project(layer, "o", attended)
         if config.output_bias:
             attended = attended + _like(layer["o_bias"], attended)
         return attended, new
+
+    def _project(self, layer, name: str, x):
+        """x W, and what LoRA adds to it."""
+        y = x @ layer[name]
+        if f"{name}_lora_a" in layer:
+            y = y + self.config.lora.scale * ((x @ layer[f"{name}_lora_a"]) @ layer[f"{name}_lora_b"])
+        return y
 
     def logits(self, hidden_E: jax.Array) -> jax.Array:
         """The policy head: next-token logits, float32, for hidden states `[..., E]`."""
         table = self.embedding if self.config.tied_embeddings else self.unembedding
         # Sums of a bfloat16 product are kept in float32, not rounded and widened again.
-        return jnp.matmul(hidden_E, table[...].astype(hidden_E.dtype).T, preferred_element_type=jnp.float32)
+        logits = jnp.matmul(hidden_E, table[...].astype(hidden_E.dtype).T, preferred_element_type=jnp.float32)
+        if self.config.lora.rank and "head" in self.config.lora.projections:
+            a, b = (x[...].astype(hidden_E.dtype) for x in (self.head_lora_a, self.head_lora_b))
+            logits = logits + self.config.lora.scale * jnp.matmul(hidden_E @ a, b, preferred_element_type=jnp.float32)
+        return logits
 
     def value_logit(self, hidden_E: jax.Array) -> jax.Array:
         """The value head: the logit of the expected outcome in [0, 1], float32, for hidden states `[..., E]`."""

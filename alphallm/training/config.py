@@ -37,10 +37,12 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
     ema_decay: float = 0.99  # of the parameters that evaluation uses; 0 evaluates the latest.
+    micro_batches: int = 1  # parts of a batch whose gradients are computed one after the other: less memory.
 
     def __post_init__(self):
         check_range(self, 0, math.inf, "learning_rate", "warmup_steps", "weight_decay", "max_gradient_norm")
         check_range(self, 0, 1, "final_fraction", "ema_decay")
+        check_range(self, 1, math.inf, "micro_batches")
 
 
 @dataclasses.dataclass(frozen=True)

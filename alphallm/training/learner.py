@@ -6,6 +6,7 @@ prompt, the path and itself. Nothing is computed twice for a shared prefix.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax import lax
 
 from alphallm import losses
 from alphallm.decode import causal_mask
-from alphallm.models import LanguageModel
+from alphallm.models import LanguageModel, lora
 from alphallm.training.config import Config, OptimizerConfig
 from alphallm.training.targets import Row
 from alphallm.types import Tool, pytree
@@ -26,10 +27,20 @@ AXIS = "data"
 class Learner:
     """What training changes, replay aside."""
 
-    params: object
-    average: object  # exponential moving average of params, what evaluation and export use.
+    params: Any  # those that are trained: all of them, unless the model has LoRA.
+    frozen: Any  # the others, in the model's dtype.
+    average: Any  # exponential moving average of params, what evaluation and export use.
     optimizer: optax.OptState
     step: jax.Array  # int32: optimizer steps so far.
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """All parameters."""
+        return lora.join(self.frozen, self.params)
+
+    @property
+    def average_weights(self) -> dict[str, Any]:
+        return lora.join(self.frozen, self.average)
 
 
 @pytree
@@ -98,12 +109,32 @@ def _muon(config: OptimizerConfig, schedule) -> optax.GradientTransformation:
 
 def init(config: Config, params, total_steps: int) -> Learner:
     optimizer = make_optimizer(config.optimizer, total_steps)
-    return Learner(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.int32(0))
+    trained, frozen = lora.split(params, config.model)
+    return Learner(trained, frozen, jax.tree.map(jnp.copy, trained), optimizer.init(trained), jnp.int32(0))
 
 
-def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn):
-    """One step on `loss_fn(params) -> (loss, metrics)`, averaged over devices."""
-    (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(learner.params)
+def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn, batch):
+    """One step on `loss_fn(weights, batch) -> (loss, metrics)`, averaged over devices.
+
+    With `config.micro_batches` above 1 the batch's rows are worked through in as many parts, one after the other, and
+    the parts' gradients averaged: activations are then those of a part.
+    """
+    of_trained = lambda params, part: loss_fn(lora.join(learner.frozen, params), part)
+    gradient_of = jax.value_and_grad(of_trained, has_aux=True)
+    parts = config.micro_batches
+    if parts == 1:
+        (_, metrics), gradient = gradient_of(learner.params, batch)
+    else:
+
+        def add(total, part):
+            (_, metrics), gradient = gradient_of(learner.params, part)
+            return jax.tree.map(lambda x, y: x + y / parts, total, (gradient, metrics)), None
+
+        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        one = jax.tree.map(lambda x: x[0], split)
+        shapes = jax.eval_shape(gradient_of, learner.params, one)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
+        (gradient, metrics), _ = lax.scan(add, nothing, split)
     gradient, metrics = lax.pmean((gradient, metrics), AXIS)
     changes, optimizer = make_optimizer(config, total_steps).update(gradient, learner.optimizer, learner.params)
     params = optax.apply_updates(learner.params, changes)
@@ -112,7 +143,7 @@ def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn)
     decay = jnp.where(config.ema_decay > 0, decay, 0.0)
     average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, learner.average, params)
     metrics["gradient_norm"] = optax.global_norm(gradient)
-    return Learner(params, average, optimizer, learner.step + 1), metrics
+    return Learner(params, learner.frozen, average, optimizer, learner.step + 1), metrics
 
 
 def row_loss(

@@ -16,8 +16,8 @@ import numpy as np
 from alphallm.config import from_dict, to_dict
 from alphallm.display import Progress, print_table
 from alphallm.errors import UserError
-from alphallm.models import LanguageModel
-from alphallm.models.export import export_weights, load_export
+from alphallm.models import LanguageModel, lora
+from alphallm.models.export import export_weights, flatten, load_export, unflatten
 from alphallm.tasks import TextTaskConfig, data, make_task
 from alphallm.tasks.tokenizer import TOKENIZER, Tokenizer
 from alphallm.training import actor, learner, parallel, replay, run_folder
@@ -82,21 +82,23 @@ class Trainer:
 
     def _warm_start(self, state: State, call: int):
         if self._source is None:
-            imitation = self.config.warm_start.data == "solutions"
-            size = self.config.warm_start.sequence_tokens
-            source: Any = self.problems
-            if imitation:
-                source = demonstrations(self.task, solved_rows(self.config), size, self.config.seed)
-            self._source = parallel.replicate(source)
+            self._source = parallel.replicate(self.warm_source())
         key = parallel.replicate_key(key_for(self.config, steps_lib.WARM_START, call))
         trained, metrics = self.steps.warm_start(state.learner, self._source, self.warm_lanes, key)
         return State(trained, state.replay), _floats(metrics)
+
+    def warm_source(self) -> Any:
+        """What the warm start draws from, on the host: problems, or packed solutions."""
+        if self.config.warm_start.data != "solutions":
+            return self.problems
+        size = self.config.warm_start.sequence_tokens
+        return demonstrations(self.task, solved_rows(self.config), size, self.config.seed)
 
     def _iterate(self, state: State, iteration: int):
         self._source = None
         problem = parallel.shard(self._batch(iteration))
         key = parallel.replicate_key(key_for(self.config, steps_lib.SELF_PLAY, iteration))
-        rows, problem, played = self.steps.self_play(state.learner.params, state.replay, problem, self.lanes, key)
+        rows, problem, played = self.steps.self_play(state.learner.weights, state.replay, problem, self.lanes, key)
         key = parallel.replicate_key(key_for(self.config, steps_lib.LEARN, iteration))
         trained, stored, learned = self.steps.learn(state.learner, state.replay, rows, problem, self.lanes, key)
         return State(trained, stored), {**_floats(played), **_floats(learned)}
@@ -135,7 +137,8 @@ def train(
     run_folder.write_config(workdir, to_dict(config))
     _save_tokenizer(trainer.task, workdir)
     rows = problem_rows(config, "validation")[: config.evaluation.num_problems]
-    validation = Validation(trainer.model, trainer.task, config, rows)
+    plain = LanguageModel(lora.plain(config.model), trainer.task.vocabulary.size)
+    validation = Validation(plain, trainer.task, config, rows)
     checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), config.checkpoints.keep)
     reference = os.path.join(workdir, "warm_start")  # Its export, once the warm start is over.
     state, start = _restore(trainer, checkpoints)
@@ -157,7 +160,7 @@ def train(
             if iteration == 0:
                 _export(trainer, state, reference, {})
             if iteration >= 0 and (iteration % config.evaluation.every == 0 or last):
-                params = parallel.first(state.learner.average)
+                params = lora.merge(parallel.first(state.learner.average_weights), config.model)
                 results, samples = validation(params)
                 if os.path.exists(reference):
                     log.metrics(done, {"policy/kl_to_warm_start": validation.kl(params, load_export(reference)[0])})
@@ -210,9 +213,12 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
     model = LanguageModel(config.model, make_task(config.task).vocabulary.size)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     field = PARAMS[which]
-    template = {"learner": {field: params}}
+    trained, frozen = lora.split(params, config.model)
+    template = {"learner": {field: trained, "frozen": frozen}}
     state, _ = Checkpoints(os.path.join(workdir, "checkpoints")).restore(template, step, partial=True)
-    return config, state["learner"][field]
+    weights = lora.join(state["learner"]["frozen"], state["learner"][field])
+    plain = dataclasses.replace(config, model=lora.plain(config.model))
+    return plain, lora.merge(weights, config.model)
 
 
 def solved_rows(config: Config) -> list[Any]:
@@ -245,6 +251,9 @@ def split_step(workdir: str) -> tuple[str, int | None]:
 def initial_params(folder: str, template) -> Any:
     """The weights of another run or export, checked against this run's model."""
     _, params = load_params(folder)
+    # What LoRA adds starts as it would in a model from scratch.
+    added = {name: leaf for name, leaf in flatten(template).items() if "_lora_" in name and name not in flatten(params)}
+    params = unflatten({**flatten(params), **added})
     wanted = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(template)}
     given = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
     for name in sorted(wanted.keys() | given.keys()):
@@ -285,6 +294,14 @@ def check(config: Config):
     ):
         if value <= 0 or value % devices:
             raise UserError(f"{name} is {value}: it must be a positive multiple of the {devices} local devices.")
+    parts = config.optimizer.micro_batches
+    batches = (config.training.problems_per_iteration * config.training.rows_per_lane, config.warm_start.batch_size)
+    for rows in batches:
+        if rows % (devices * parts):
+            raise UserError(
+                f"optimizer.micro_batches is {parts}: {devices} devices x {parts} must divide the learner's batch of "
+                f"{batches[0]} rows and the warm start's of {batches[1]}."
+            )
     rows = min(config.targets.rows_per_tree, config.search.num_simulations + 1)
     if config.training.replay_capacity < rows:
         raise UserError(
@@ -342,6 +359,11 @@ def _export(trainer: Trainer, state: State, folder: str, metrics: dict[str, floa
     changes: dict[str, Any] = {"manual_dir": ""}
     if isinstance(trainer.config.task, TextTaskConfig):
         changes["tokenizer"] = ""  # It lies beside the weights.
-    config = dataclasses.replace(trainer.config, task=dataclasses.replace(trainer.config.task, **changes))
-    export_weights(folder, parallel.first(state.learner.average), to_dict(config), metrics, dtype="bfloat16")
+    config = dataclasses.replace(
+        trainer.config,
+        task=dataclasses.replace(trainer.config.task, **changes),
+        model=lora.plain(trainer.config.model),
+    )
+    merged = lora.merge(parallel.first(state.learner.average_weights), trainer.config.model)
+    export_weights(folder, merged, to_dict(config), metrics, dtype="bfloat16")
     _save_tokenizer(trainer.task, folder)

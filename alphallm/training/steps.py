@@ -72,12 +72,12 @@ class Steps:
             index = jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
             chosen = jax.tree.map(lambda x: x[index], source)
             if isinstance(source, Packed):
-                loss = lambda p: learner.packed_loss(self.model, p, chosen, AXIS)
+                loss = lambda p, part: learner.packed_loss(self.model, p, part, AXIS)
             else:
                 chosen = self._augment(chosen, keys)
-                chains = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
-                loss = lambda p: learner.chain_loss(self.model, p, chains, config.training.value_weight, AXIS)
-            return learner.update(state, config.optimizer, total_steps(config), loss)
+                chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
+                loss = lambda p, part: learner.chain_loss(self.model, p, part, config.training.value_weight, AXIS)
+            return learner.update(state, config.optimizer, total_steps(config), loss, chosen)
 
         state, metrics = lax.scan(step, state, jnp.arange(WARM_STEPS_PER_CALL))
         return state, jax.tree.map(lambda x: x[-1], metrics)
@@ -110,8 +110,8 @@ class Steps:
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
             batch, age = replay.sample(stored, keys, config.training.rows_per_lane, config.training.surprise_fraction)
-            loss = lambda p: learner.row_loss(self.model, p, batch, config, AXIS, self.task.tool)
-            state, metrics = learner.update(state, config.optimizer, total_steps(config), loss)
+            loss = lambda p, part: learner.row_loss(self.model, p, part, config, AXIS, self.task.tool)
+            state, metrics = learner.update(state, config.optimizer, total_steps(config), loss, batch)
             return state, {**metrics, "replay/age": lax.pmean(jnp.mean(age.astype(jnp.float32)), AXIS)}
 
         state, metrics = lax.scan(step, state, jnp.arange(config.training.learner_steps))

@@ -102,8 +102,8 @@ class BestOfNSteps(Steps):
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
             batch: Any = replay.sample(stored, keys, config.training.rows_per_lane)[0]
-            loss = lambda p: pair_loss(self.model, p, batch, config.training.value_weight)
-            return learner.update(state, config.optimizer, total_steps(config), loss)
+            loss = lambda p, part: pair_loss(self.model, p, part, config.training.value_weight)
+            return learner.update(state, config.optimizer, total_steps(config), loss, batch)
 
         state, metrics = lax.scan(step, state, jnp.arange(config.training.learner_steps))
         return state, stored, jax.tree.map(jnp.mean, metrics)

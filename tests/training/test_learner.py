@@ -236,8 +236,8 @@ def test_learning_fits_the_rows(name):
     config = Config(optimizer=OptimizerConfig(name=name, learning_rate=0.01, warmup_steps=5))
 
     def step(state, _):
-        loss = lambda p: learner.row_loss(MODEL, p, rows, config)
-        return learner.update(state, config.optimizer, 100, loss)
+        loss = lambda p, part: learner.row_loss(MODEL, p, part, config)
+        return learner.update(state, config.optimizer, 100, loss, rows)
 
     def run(params):
         return jax.lax.scan(step, learner.init(config, params, 100), None, length=60)
