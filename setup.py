@@ -14,7 +14,8 @@ REQUIREMENTS = [
     "tensorflow-datasets>=4.9.8",
     "array_record>=0.7",  # the file format of our datasets: tensorflow-datasets reads it without TensorFlow
     "importlib_resources>=6",  # tensorflow-datasets needs it and does not say so
-    "tokenizers>=0.20",  # brings huggingface_hub
+    "tokenizers>=0.21",
+    "huggingface_hub>=0.30",  # convert --from=<a name on the Hugging Face hub>
     "jinja2>=3.1",  # chat templates
     "math-verify>=0.9",  # grades answers in text
     "latex2sympy2_extended>=1.11",  # its parser, which the grader calls too; math-verify pins the version

@@ -16,7 +16,6 @@ from absl import flags
 
 from alphallm.config import apply_overrides, load_config, run_main
 from alphallm.errors import UserError
-from alphallm.train import use_cores_as_devices
 
 # GiB of memory of one device as JAX counts them: a core of a TPU v2 or v3, a chip of the others.
 DEVICES = {
@@ -42,8 +41,11 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     if options.device and options.device not in DEVICES:
         raise UserError(f"Unknown device {options.device!r}: give one of {', '.join(DEVICES)}, or none.")
     config = apply_overrides(load_config(options.config), overrides)
+    # They take seconds to import, which a wrong option need not wait for.
+    from alphallm.display import print_table
+    from alphallm.training.parallel import use_cores_as_devices
+
     use_cores_as_devices(1)
-    from alphallm.display import print_table  # after the devices are chosen
 
     plan = Plan(share_of(config, options.num_devices))
     print_table(f"Memory of one device, in GiB: {options.config}", plan.table())

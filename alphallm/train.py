@@ -32,6 +32,9 @@ def main(arguments: list[str], overrides: dict[str, str]):
             "Give --config=FILE and --workdir=FOLDER: --config=configs/debug.py --workdir=runs/debug is quick."
         )
     config = apply_overrides(load_config(options.config), overrides)
+    # They take seconds to import, which a wrong option need not wait for.
+    from alphallm.training.parallel import use_cores_as_devices
+
     use_cores_as_devices(options.cpu_devices or best_device_count(config, os.cpu_count() or 1))
     # After the devices are chosen: JAX reads them once, when it is first used.
     from alphallm.training.loop import train
@@ -43,14 +46,6 @@ def best_device_count(config, cores: int) -> int:
     """The most devices, up to one a core, that the config's batches divide by."""
     batches = math.gcd(config.training.problems_per_iteration, config.warm_start.batch_size)
     return max(count for count in range(1, max(1, cores) + 1) if batches % count == 0)
-
-
-def use_cores_as_devices(count: int):
-    """Makes JAX see the CPU as `count` devices, unless XLA_FLAGS already says how many."""
-    name = "--xla_force_host_platform_device_count"
-    present = os.environ.get("XLA_FLAGS", "")
-    if name not in present:
-        os.environ["XLA_FLAGS"] = f"{present} {name}={count}".strip()
 
 
 if __name__ == "__main__":

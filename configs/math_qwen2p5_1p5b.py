@@ -4,8 +4,8 @@ python -m alphallm.convert --from=Qwen/Qwen2.5-1.5B --to=runs/qwen2p5_1p5b
 python -m alphallm.train --config=configs/math_qwen2p5_1p5b.py --workdir=runs/math_qwen2p5_1p5b
 
 Nobody has run it: no accuracy has been measured. Train and test are those of Let's Verify Step by Step: 12,000
-problems, and the 500 of MATH-500. By count it costs five times what gsm8k_qwen2p5_0p5b.py does: the model is three times
-as large, and solutions are longer. Answers that are no integers are graded on the host.
+problems, and the 500 of MATH-500. By count it costs five times what gsm8k_qwen2p5_0p5b.py does: the model is three
+times as large, and solutions are longer. Answers that are no integers are graded on the host.
 """
 
 import dataclasses

@@ -47,9 +47,7 @@ def test_what_is_imported_is_required_by_setup():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add((node.module or "").partition(".")[0])
     foreign = imported - sys.stdlib_module_names - {"alphallm"}
-    optional = {"huggingface_hub"}  # the extra [hub]; what needs it says so where it is absent.
-    assert all(f'"{name}>=' in requirements for name in optional)
-    assert {DISTRIBUTIONS.get(name, name) for name in foreign - optional} <= required
+    assert {DISTRIBUTIONS.get(name, name) for name in foreign} <= required
 
 
 def test_the_suite_runs_with_the_settings_of_conftest():

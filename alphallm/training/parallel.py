@@ -4,12 +4,21 @@ Functions are written for one device with the axis name "data". Here they are ma
 replicated and what is sharded both carry a leading device axis.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from alphallm.training.learner import AXIS
+
+
+def use_cores_as_devices(count: int):
+    """Makes JAX see the CPU as `count` devices, unless XLA_FLAGS already says how many."""
+    name = "--xla_force_host_platform_device_count"
+    present = os.environ.get("XLA_FLAGS", "")
+    if name not in present:
+        os.environ["XLA_FLAGS"] = f"{present} {name}={count}".strip()
 
 
 def pmap(function: Callable, donate: Sequence[int] = ()) -> Callable:

@@ -20,7 +20,7 @@ from alphallm import train as command
 from alphallm.config import apply_overrides, load_config, run_main
 from alphallm.errors import UserError
 from alphallm.evaluation import chains, strategies
-from alphallm.training import learner, replay
+from alphallm.training import learner, parallel, replay
 from alphallm.training.config import Config
 from alphallm.training.learner import AXIS, Chain
 from alphallm.training.loop import State, Trainer
@@ -130,7 +130,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     from alphallm.training.loop import train
 
     config = apply_overrides(load_config(options.config), overrides)
-    command.use_cores_as_devices(options.cpu_devices or command.best_device_count(config, command.os.cpu_count() or 1))
+    parallel.use_cores_as_devices(options.cpu_devices or command.best_device_count(config, command.os.cpu_count() or 1))
     train(config, options.workdir, make_trainer=BestOfNTrainer)
 
 
