@@ -17,7 +17,7 @@ LAYERS = [
     {"search"},
     {"evaluation"},
     {"training"},
-    {"train", "evaluate", "solve", "convert", "memory"},  # the mains
+    {"train", "evaluate", "solve", "convert", "memory", "filter_calls"},  # the mains
 ]
 MAINS = LAYERS[-1]
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}

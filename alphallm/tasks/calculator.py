@@ -27,7 +27,8 @@ _PLACES = 6  # decimals of a result, at most.
 _LONGEST = 64  # bytes of an expression.
 _RESULT = 18  # bytes of a result: a sign, ten digits and a point, or a zero, a point and six decimals.
 _MOST = np.uint32(2**32 - 1)
-_ANNOTATION = re.compile(r"<<([^<>=]*)=[^<>]*>>")
+# An annotation; group 1 is its expression.
+ANNOTATION = re.compile(r"<<([^<>=]*)=[^<>]*>>")
 _OUTSIDE, _FORCED = 0, 3  # states of the automaton: outside, "<", "<<", forced, forced and ">".
 
 
@@ -85,7 +86,7 @@ class Calculator:
     def encode(self, text: str) -> list[int]:
         """The tokens of a text as the search would have written it: results are the calculator's."""
         tokens, end = [], 0
-        for found in _ANNOTATION.finditer(text):
+        for found in ANNOTATION.finditer(text):
             tokens += self._tokenizer.encode(text[end : found.end(1) + 1])
             tokens += [int(self._token_of_byte[ord(character)]) for character in result(found[1])]
             tokens += self._close.tolist()

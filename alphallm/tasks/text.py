@@ -136,6 +136,10 @@ class TextTask:
     def solution_text(self, example: Example) -> str:
         return example.solution if self.config.calculator else _ANNOTATION.sub("", example.solution)
 
+    def encode_solution(self, text: str) -> list[int]:
+        """The tokens of a part of a solution, as a search would have written them."""
+        return self.vocabulary.encode(text) if self.tool is None else self.tool.encode(text)
+
     def solutions(self, example: Example, limit: int | None = None) -> list[list[list[int]]]:
         """The example's worked solution as tokens of its steps, up to the one with the answer: a list of one, or none.
 
@@ -144,8 +148,7 @@ class TextTask:
         del limit
         if not example.solution:
             return []
-        encode = self.vocabulary.encode if self.tool is None else self.tool.encode
-        steps = self.vocabulary.steps([*encode(self.solution_text(example)), self.vocabulary.eos])
+        steps = self.vocabulary.steps([*self.encode_solution(self.solution_text(example)), self.vocabulary.eos])
         answered = [extract(self.vocabulary.decode(step)) is not None for step in steps]
         return [steps[: answered.index(True) + 1] if any(answered) else steps]
 
