@@ -19,6 +19,7 @@ from alphallm.errors import UserError
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
+_MOST_BYTES = 64  # W, at most: some vocabularies have a token of a thousand spaces.
 _END = "<|endoftext|>"  # the one special token of a tokenizer that was trained here.
 
 
@@ -28,8 +29,8 @@ class Tokenizer:
     Attributes:
       size: V; as many as the model of the same folder has embeddings, of which the last may stand for no token.
       pieces: the bytes of each token, none of a special one.
-      bytes_VW: uint8 [V, W], the same, padded with zeros.
-      num_bytes_V: int32 [V].
+      bytes_VW: uint8 [V, W], the same, padded with zeros; of a longer token (a run of spaces, as a rule) the first 64.
+      num_bytes_V: int32 [V], how many there are.
       ends_text_V: bool [V], the tokens after which nothing follows.
       step_end_SV: see `alphallm.types.Vocabulary`; whatever ends the text ends the step.
     """
@@ -49,10 +50,10 @@ class Tokenizer:
         self.pad = self.eos if pad is None else pad
         self.delimiter = delimiter
         pieces = self.pieces = _bytes_of_tokens(tokenizer, self.size)
-        self.num_bytes_V = np.array([len(piece) for piece in pieces], np.int32)
+        self.num_bytes_V = np.array([min(len(piece), _MOST_BYTES) for piece in pieces], np.int32)
         self.bytes_VW = np.zeros((self.size, max(1, self.num_bytes_V.max())), np.uint8)
         for token, piece in enumerate(pieces):
-            self.bytes_VW[token, : len(piece)] = list(piece)
+            self.bytes_VW[token, : len(piece[:_MOST_BYTES])] = list(piece[:_MOST_BYTES])
         self.ends_text_V = np.zeros(self.size, bool)
         self.ends_text_V[[self.eos, *(known[name] for name in ("<|im_end|>", "<|eot_id|>", _END) if name in known)]] = (
             True

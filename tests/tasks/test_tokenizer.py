@@ -185,3 +185,12 @@ def test_bad_arguments_are_refused():
     with pytest.raises(UserError, match="no chat template"):
         make("trained").chat([])
     assert np.issubdtype(make("trained").step_end_SV.dtype, np.integer)
+
+
+def test_a_token_of_many_spaces_does_not_widen_the_table():
+    made = byte_level()
+    made.add_tokens([tokenizers.AddedToken(" " * 500, normalized=False)])
+    vocabulary = tokenizer_lib.Tokenizer(made, {"eos_token": "<|endoftext|>"}, "\n")
+    long = vocabulary.encode(" " * 500)
+    assert len(long) == 1 and vocabulary.pieces[long[0]] == b" " * 500
+    assert vocabulary.bytes_VW.shape[1] == vocabulary.num_bytes_V[long[0]] == 64

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from alphallm.config import apply_overrides, load_config
+from alphallm.config import apply_overrides, load_config, to_dict
 from alphallm.errors import UserError
-from alphallm.training import loop
+from alphallm.models.export import flatten
+from alphallm.training import loop, run_folder
 from alphallm.training.checkpoints import Checkpoints
 from alphallm.training.loop import Trainer, train
 from experiments import survival
@@ -145,9 +146,6 @@ def test_a_tick_depends_on_seed_and_tick_only(trainer):
 
 
 def test_a_run_of_another_config_is_refused_and_left_alone(tmp_path):
-    from alphallm.config import to_dict
-    from alphallm.training import run_folder
-
     run_folder.write_config(tmp_path, to_dict(CONFIG))
     changes = {"seed": 3, "model.width": 64, "training.num_iterations": 9}
     with pytest.raises(UserError, match=r"seed: 0 -> 3; model.width: 32 -> 64\)"):
@@ -182,3 +180,32 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
     cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     kills, faults = survival.survive(tmp_path, number=2, ticks=8, devices=1, seed=0, cache=cache)
     assert faults == [] and kills  # a fast machine may end the run before its second kill.
+
+
+def test_a_run_with_lora_starts_from_weights_and_gives_plain_ones(tmp_path):
+    """Nothing is compiled: what LoRA adds, what is kept, and what is handed on."""
+    start = Trainer(CONFIG)
+    loop._export(start, start.to_devices(start.initial_state()), str(tmp_path / "base"), {})
+    _, base = loop.load_params(str(tmp_path / "base"))
+    config = apply_overrides(CONFIG, {"model.lora.rank": 2, "model.dtype": "bfloat16", "init_from": f"{tmp_path}/base"})
+    trainer = Trainer(config)
+    state = trainer.initial_state()
+    kept = {name for name in flatten(state.learner.frozen) if name.startswith("layers/")}
+    assert "layers/q" in kept and not any("lora" in name for name in kept)
+    np.testing.assert_array_equal(state.learner.frozen["layers"]["q"].astype(np.float32), base["layers"]["q"])
+    grown = jax.tree.map(lambda x: x + 0.01, state.learner.average)
+    state = dataclasses.replace(state, learner=dataclasses.replace(state.learner, average=grown))
+
+    run = tmp_path / "run"
+    run_folder.write_config(run, to_dict(config))
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        checkpoints.save(1, trainer.to_host(trainer.to_devices(state)), {"tick": 1, "iteration": 0})
+    loop._export(trainer, trainer.to_devices(state), str(run / "export"), {})
+    plain, params = loop.load_params(str(run))
+    again, exported = loop.load_params(str(run / "export"))
+    assert plain.model == again.model and plain.model.lora.rank == 0
+    # An adapted head can not stay tied to the embedding.
+    assert not plain.model.tied_embeddings and "unembedding" in params
+    for name, value in flatten(params).items():
+        np.testing.assert_allclose(np.asarray(value, np.float32), flatten(exported)[name], atol=0.02, err_msg=name)
+    assert np.abs(np.asarray(params["layers"]["q"], np.float32) - base["layers"]["q"]).max() > 1e-3
