@@ -49,7 +49,8 @@ def get_config() -> Config:
             learning_rate=2e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.95, micro_batches=8
         ),
         search=SearchConfig(num_simulations=16, num_candidates=4, max_considered=4, value_scale=0.2),
-        targets=TargetConfig(nodes="all", rows_per_tree=6),
+        # A line of text has a probability of a millionth: beside "everything else" the candidates would not be seen.
+        targets=TargetConfig(nodes="all", rows_per_tree=6, policy="candidates"),
         training=TrainingConfig(
             num_iterations=200,
             problems_per_iteration=32,

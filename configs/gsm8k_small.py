@@ -29,16 +29,17 @@ def get_config() -> Config:
         model=ModelConfig(num_layers=4, width=192, num_heads=6, num_kv_heads=3, head_dim=32, hidden_dim=512),
         warm_start=WarmStartConfig(data="solutions", num_steps=1000, batch_size=16, sequence_tokens=512),
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, ema_decay=0.99),
-        search=SearchConfig(num_simulations=8, num_candidates=8, max_considered=4, value_scale=0.2),
-        targets=TargetConfig(nodes="all", rows_per_tree=4),
+        search=SearchConfig(num_simulations=16, num_candidates=8, max_considered=8, value_scale=0.2),
+        # A line of text has a probability of a millionth: beside "everything else" the candidates would not be seen.
+        targets=TargetConfig(nodes="all", rows_per_tree=4, policy="candidates"),
         training=TrainingConfig(
-            num_iterations=40,
+            num_iterations=30,
             problems_per_iteration=32,
             learner_steps=4,
             rows_per_lane=1,
             replay_capacity=64,
-            candidates_per_row=4,
+            candidates_per_row=8,
         ),
-        evaluation=EvaluationConfig(every=20, num_problems=64, num_simulations=8),
-        checkpoints=CheckpointConfig(every=20),
+        evaluation=EvaluationConfig(every=10, num_problems=123, num_simulations=16),
+        checkpoints=CheckpointConfig(every=10),
     )
