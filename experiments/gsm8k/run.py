@@ -1,6 +1,6 @@
 """What a run on GSM8K learnt: its value head on held-out steps, and its losses and solve rates along training.
 
-python -m experiments.gsm8k.run --workdir=runs/gsm8k_small --manual_dir=DATA [--results=experiments/gsm8k]
+python -m experiments.gsm8k.run --workdir=runs/gsm8k --manual_dir=DATA [--results=experiments/gsm8k]
 
 Samples --samples chains for every validation problem, reads the value head at the prompt's end and after each step, and
 compares with whether the chain's answer was right in the end: accuracy, Brier score and area under the ROC curve beside
@@ -26,6 +26,7 @@ def define_flags() -> None:
     flags.DEFINE_string("manual_dir", "", "The folder with train.jsonl and test.jsonl.")
     flags.DEFINE_string("split", "validation", "Which problems.")
     flags.DEFINE_integer("samples", 16, "Chains for each problem.")
+    flags.DEFINE_string("curves", "", "The folder with the metrics.jsonl to draw; by default the run's.")
     flags.DEFINE_string("results", HERE, "The folder to write to.")
 
 
@@ -51,7 +52,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     content = {"split": options.split, "samples": options.samples, **tables}
     with open(os.path.join(options.results, "value_head.json"), "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
-    plot(options.workdir, tables["reliability"], os.path.join(options.results, "training.png"))
+    plot(options.curves or options.workdir, tables["reliability"], os.path.join(options.results, "training.png"))
 
 
 def value_head(config: Any, params: Any, split: str, samples: int) -> list[tuple[int, tuple[Any, Any]]]:
@@ -75,7 +76,7 @@ def value_head(config: Any, params: Any, split: str, samples: int) -> list[tuple
         for level, (values, outcomes) in found.items():
             here = there[..., level]
             values += value[..., level][here].tolist()
-            outcomes += np.broadcast_to(reward, here.shape)[here].tolist()
+            outcomes += np.broadcast_to(reward[..., 0], here.shape)[here].tolist()
     return [(level, read) for level, read in found.items() if read[0]]
 
 
