@@ -12,7 +12,9 @@ from alphallm.evaluation.strategies import Result
 from alphallm.search import SearchConfig
 from alphallm.types import Problem
 
-TASK = types.SimpleNamespace(max_steps=3, max_step=8, max_legal_steps=10**6)  # never listed at the root.
+TASK = types.SimpleNamespace(
+    max_steps=3, max_step=8, max_legal_steps=10**6, self_verifying=True
+)  # not listed at the root.
 NUMBER = 8
 PROBLEMS = Problem(np.zeros((NUMBER, 4), np.int32), np.full(NUMBER, 4), None, np.arange(NUMBER))
 # From which search on, in tokens, a problem's answer is right; and how sure the value head is of the answers before.

@@ -9,7 +9,9 @@ from alphallm.errors import UserError
 from alphallm.evaluation import STRATEGIES, plans
 from alphallm.search import SearchConfig
 
-TASK = types.SimpleNamespace(max_steps=3, max_step=8, max_legal_steps=36, max_later_steps=18)  # as game24
+TASK = types.SimpleNamespace(  # as game24
+    max_steps=3, max_step=8, max_legal_steps=36, max_later_steps=18, self_verifying=True
+)
 SEARCH = SearchConfig(num_candidates=16, dirichlet_fraction=0.25)
 
 
@@ -142,3 +144,11 @@ def test_default_budgets_are_those_that_every_strategy_meets():
 def test_unknown_names_are_told_the_known_ones(name, mode, words):
     with pytest.raises(UserError, match=words):
         plans.plan(TASK, SEARCH, name, mode, 1000)
+
+
+def test_a_task_that_does_not_verify_itself_has_one_mode():
+    task = types.SimpleNamespace(**vars(TASK) | {"self_verifying": False, "max_legal_steps": 0, "max_later_steps": 0})
+    assert plans.modes(task) == ("value_only",) and plans.modes(TASK) == plans.MODES
+    for name in plans.STRATEGIES:
+        assert plans.plan(task, SearchConfig(), name, "verified", 10_000) is None or name == "greedy", name
+    assert plans.plan(task, SearchConfig(), "search", "value_only", 10_000).search.root_proposer == "same"
