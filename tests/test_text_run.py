@@ -42,7 +42,7 @@ def solved(monkeypatch, folder, question, mode=""):
 
 def compared(monkeypatch, run, output, **changed):
     options = {
-        "workdir": [str(run / "export")], "split": "test", "strategies": ["greedy", "best_of_n", "search"],
+        "workdir": [str(run / "export")], "split": "test", "strategies": ["greedy", "best_of_n"],
         "budgets": ["400"], "modes": ["verified", "value_only"], "seeds": 1, "num_problems": 4, "params": "average",
         "batch_size": 4, "axis": "tokens", "pool": False, "manual_dir": str(run.parent / "data"), "output": str(output),
     }  # fmt: skip
@@ -80,7 +80,7 @@ def test_strategies_are_compared_without_the_answers(run, monkeypatch, capsys, t
     compared(monkeypatch, run, tmp_path)
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     assert {(row["strategy"], row["mode"]) for row in rows} == {
-        ("greedy", "both"), ("best_of_n", "value_only"), ("search", "value_only"),
+        ("greedy", "both"), ("best_of_n", "value_only"),
     }  # fmt: skip
     assert "Solve rates" in capsys.readouterr().out
     with pytest.raises(UserError, match="There is nothing to evaluate"):

@@ -178,8 +178,8 @@ def test_weights_of_another_shape_are_refused(tmp_path, monkeypatch):
 
 def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
     cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    kills, faults = survival.survive(tmp_path, number=2, ticks=8, devices=1, seed=0, cache=cache)
-    assert faults == [] and kills  # a fast machine may end the run before its second kill.
+    kills, faults = survival.survive(tmp_path, number=1, ticks=6, devices=1, seed=0, cache=cache)
+    assert faults == [] and kills  # `python -m experiments.survival` kills a run twenty times.
 
 
 def test_a_run_with_lora_starts_from_weights_and_gives_plain_ones(tmp_path):
