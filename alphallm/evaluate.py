@@ -151,9 +151,20 @@ def common_problems(contestants: Sequence[Contestant], configs: Sequence[Any], s
     if num_problems > len(texts):
         raise UserError(f"--num_problems={num_problems}, but the split {split!r} has {len(texts)} problems.")
     problems = data.load_problems(contestants[0].task, texts)
+    for one in contestants[1:]:
+        if one.task is not contestants[0].task and not _equal(problems, data.load_problems(one.task, texts)):
+            raise UserError(
+                f"{contestants[0].run} and {one.run} read the {split} problems in different tokens, so that they can "
+                "not be compared: evaluate them one by one."
+            )
     # Some splits are sorted by difficulty, so the first ones would not stand for all.
     chosen = np.sort(np.random.default_rng(0).permutation(len(texts))[: num_problems or len(texts)])
     return jax.tree.map(lambda x: x[chosen], problems)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
 
 
 def common_budgets(contestants: Sequence[Contestant], strategies: Sequence[str]) -> list[int]:

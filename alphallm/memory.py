@@ -106,13 +106,15 @@ class Plan:
         """The compiled functions with the shapes of their arguments."""
         import jax
 
+        from alphallm.training.learner import AXIS
+
         trainer, steps, state = self.trainer, self.trainer.steps, self.state
         key = jax.eval_shape(lambda: jax.random.key(0))
         size = self.config.training.problems_per_iteration
         problem = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), trainer.problems)
         lane = jax.ShapeDtypeStruct((size,), "int32")
         rows, problem_after, _ = jax.eval_shape(
-            jax.vmap(steps._self_play, axis_name="data"),
+            jax.vmap(steps._self_play, axis_name=AXIS),
             *_with_axis((state.learner.weights, state.replay, problem, lane, key)),
         )
         rows, problem_after = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (rows, problem_after))

@@ -103,6 +103,15 @@ class Task(typing.Protocol):
     max_later_steps: int  # the same after a first step.
     self_verifying: bool  # may a solver see the reward at test time?
 
+    def problem(self, text: str, index: int = 0) -> "Problem":
+        """On the host: the problem that a user wrote, without a batch axis; UserError where it is none."""
+
+    def load(self, row: Any, index: int) -> "Problem":
+        """On the host: the problem of a row of a split, as `alphallm.tasks.data.load_split` gives it."""
+
+    def solutions(self, row: Any, limit: int | None = None) -> list[list[list[int]]]:
+        """On the host: at most `limit` worked solutions of a row, as tokens of their steps; there may be none."""
+
     def step(self, state: TaskState, tokens_L: jax.Array, length: jax.Array) -> "Transition":
         """Verifies the first `length` of `tokens_L` as one step from an unbatched state."""
 

@@ -8,7 +8,6 @@ import pytest
 from alphallm import memory
 from alphallm.config import apply_overrides, load_config
 from alphallm.errors import UserError
-from alphallm.training import parallel
 from alphallm.training.loop import Trainer
 from experiments import survival
 
@@ -61,4 +60,3 @@ def test_a_share_of_the_batch_and_wrong_options(monkeypatch):
         monkeypatch.setattr(memory.flags, "FLAGS", types.SimpleNamespace(**options))
         with pytest.raises(UserError, match=words):
             memory.main([], {})
-    assert parallel.AXIS == "data"

@@ -1,14 +1,17 @@
 """A run on questions in words, from training to an answer, with a tokenizer of its own."""
 
 import json
+import shutil
 import types
 
 import pytest
 
-from alphallm import evaluate, solve
-from alphallm.config import apply_overrides, load_config
+from alphallm import evaluate, filter_calls, solve
+from alphallm.config import apply_overrides, from_dict, load_config
 from alphallm.errors import UserError
-from alphallm.tasks import TextTaskConfig, make_task
+from alphallm.tasks import TextTaskConfig, make_task, text
+from alphallm.tasks import tokenizer as tokenizer_lib
+from alphallm.training.config import Config
 from alphallm.training.loop import load_params, train
 from experiments import survival
 from tests.tasks import worked
@@ -58,6 +61,16 @@ def test_it_learns_and_judges_by_value_alone(run):
     assert measured == {"validation/greedy", "validation/value greedy", "validation/search, value only"}
 
 
+def test_it_goes_on_with_the_tokenizer_of_its_folder(run, monkeypatch):
+    # Where the run began, the tokenizer was trained; what is learnt belongs to that one, whatever training gives now.
+    monkeypatch.setattr(tokenizer_lib, "train", None)
+    config = from_dict(Config, json.loads((run / "config.json").read_text()))
+    text.tokenizer_of.cache_clear()
+    before = (run / "export" / "weights.safetensors").read_bytes()
+    assert train(config, str(run)).keys() == {"greedy", "value greedy", "search, value only"}
+    assert (run / "export" / "weights.safetensors").read_bytes() == before
+
+
 def test_an_export_carries_its_tokenizer(run):
     config, params = load_params(str(run / "export"))
     assert config.task.tokenizer == str(run / "export") and config.task.manual_dir == ""
@@ -85,3 +98,24 @@ def test_strategies_are_compared_without_the_answers(run, monkeypatch, capsys, t
     assert "Solve rates" in capsys.readouterr().out
     with pytest.raises(UserError, match="There is nothing to evaluate"):
         compared(monkeypatch, run, tmp_path, strategies=["best_of_n"], modes=["verified"])
+
+
+def test_runs_with_other_tokens_are_not_compared(run, monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run / "export", other)
+    questions = [f"Question: {row['question']}\nAnswer:\n" for row in worked.rows(0, 60)]
+    tokenizer_lib.train(questions, 310, "\n").save(other)
+    with pytest.raises(UserError, match="read the test problems in different tokens"):
+        compared(monkeypatch, run, tmp_path, workdir=[str(run / "export"), str(other)])
+
+
+def test_calls_are_filtered_into_a_new_dataset(run, monkeypatch, tmp_path):
+    options = {"workdir": str(run / "export"), "manual_dir": str(run.parent / "data"), "output": str(tmp_path / "data")}
+    for threshold, kept in ((-1e9, 2), (1e9, 0)):
+        monkeypatch.setattr(
+            filter_calls.flags, "FLAGS", types.SimpleNamespace(**options, threshold=threshold, num_problems=3)
+        )
+        filter_calls.main([], {})
+        rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
+        assert [row["answer"].count("<<") for row in rows] == [kept] * 3
+    assert len((tmp_path / "data" / "test.jsonl").read_text().splitlines()) == 12

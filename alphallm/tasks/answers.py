@@ -4,6 +4,8 @@ where both answers are integers.
 Bytes in, bytes out; M is the number of bytes of a text, R that of an answer. All functions are of one unbatched text.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,20 @@ MOST_BYTES = 128  # R: longer answers are right for no reference.
 _DIGITS = 32  # of an integer, at most, with zeros in front.
 _MARK, _BOX = b"####", b"\\boxed"
 _SPACES = b" \t\r\v\f"
+
+
+# The twin of `integer` on the host.
+_INTEGER = re.compile(r"[ $+\-\\]*(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?:\.0*)? *", re.ASCII)
+
+
+def is_integer(text: str) -> bool:
+    """On the host: whether compiled code takes a text for an integer."""
+    found = _INTEGER.fullmatch(text)
+    if not found:
+        return False
+    before, digits = text[: found.start("whole")], found["whole"].replace(",", "")
+    signs, dollars = sum(before.count(sign) for sign in "+-"), before.count("$")
+    return signs <= 1 and dollars <= 1 and before.count("\\") == before.count("\\$") and len(digits) <= _DIGITS
 
 
 @pytree

@@ -74,7 +74,11 @@ def read_examples(make_builder: Callable[..., Any], split: str) -> tuple[list[Ex
     with _quietly():
         builder = make_builder(file_format="array_record")
         if not builder.is_prepared():
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
+            try:
+                builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
+            except OSError as error:
+                if not builder.is_prepared():
+                    raise UserError(f"The dataset cannot be built ({error}): set TFDS_DATA_DIR to another.") from error
         rows = [
             Example(**{name: _as_text(value) for name, value in row.items()})
             for row in builder.as_data_source(split=split)

@@ -193,7 +193,10 @@ def download(url: str, checksum: str, path: pathlib.Path, help_: str):
         raise UserError(f"{url} cannot be downloaded ({error}): {help_}.") from error
     if hashlib.sha256(content).hexdigest() != checksum:
         raise UserError(f"{url} gave a file with an unexpected checksum: {help_}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)  # at once, so that a killed download leaves no half a file under the right name.
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)  # at once, so that a killed download leaves no half a file under the right name.
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): {help_}.") from error

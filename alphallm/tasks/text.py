@@ -158,6 +158,8 @@ class TextTask:
             return f"a prompt of more than {self.max_prompt} tokens (task.max_prompt_tokens)"
         if len(example.answer.encode()) > answers.MOST_BYTES:
             return f"an answer of more than {answers.MOST_BYTES} bytes"
+        if self.config.equality == "integers" and example.answer and not answers.is_integer(example.answer):
+            return "an answer that is no integer (task.equality=math grades others)"
         return ""
 
     # Device side: pure functions of one unbatched state, to be vmapped and jitted.

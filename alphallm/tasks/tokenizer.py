@@ -19,6 +19,7 @@ from alphallm.errors import UserError
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
+_SIZE = "alphallm_vocabulary_size"  # in tokenizer_config.json: the embeddings of the model, more than there are tokens.
 _MOST_BYTES = 64  # W, at most: some vocabularies have a token of a thousand spaces.
 _END = "<|endoftext|>"  # the one special token of a tokenizer that was trained here.
 
@@ -40,7 +41,7 @@ class Tokenizer:
             raise UserError(f"The delimiter of steps has {len(delimiter.encode())} bytes: give text of 1 to 127.")
         self._tokenizer, self._settings = tokenizer, settings
         known = tokenizer.get_vocab(with_added_tokens=True)
-        self.size = max(size, 1 + max(known.values()))
+        self.size = max(size, int(settings.get(_SIZE, 0)), 1 + max(known.values()))
         eos = self._special("eos_token")
         if eos is None:
             raise UserError(
@@ -111,16 +112,19 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and tokenizer_config.json, from which `load` makes this tokenizer again."""
-        os.makedirs(folder, exist_ok=True)
         contents = {
             TOKENIZER: self._tokenizer.to_str(pretty=True),
-            TOKENIZER_CONFIG: json.dumps(self._settings, indent=2),
+            TOKENIZER_CONFIG: json.dumps(self._settings | {_SIZE: self.size}, indent=2),
         }
-        for name, content in contents.items():
-            partial = os.path.join(folder, f".{name}.partial")
-            with open(partial, "w", encoding="utf-8") as file:
-                file.write(content + "\n")
-            os.replace(partial, os.path.join(folder, name))
+        try:
+            os.makedirs(folder, exist_ok=True)
+            for name, content in contents.items():
+                partial = os.path.join(folder, f".{name}.partial")
+                with open(partial, "w", encoding="utf-8") as file:
+                    file.write(content + "\n")
+                os.replace(partial, os.path.join(folder, name))
+        except OSError as error:
+            raise UserError(f"The tokenizer could not be written to {os.fspath(folder)!r}: {error}.") from error
 
 
 @functools.lru_cache(maxsize=8)

@@ -33,7 +33,7 @@ class Call:
 
 
 def calls_of(model: LanguageModel, params, task: TextTask, examples: Sequence[Example]) -> list[list[Call]]:
-    """The calls of each example's solution, measured. A call at the end of a solution, with nothing after it, gains 0.
+    """The calls of each example's solution, measured; one with nothing after it is not, and so stays.
 
     The calls before stay as they are, with the calculator's results.
     """

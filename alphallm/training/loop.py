@@ -136,7 +136,7 @@ def train(
     trainer = make_trainer(_with_tokenizer_of(workdir, config))
     run_folder.write_config(workdir, to_dict(config))
     _save_tokenizer(trainer.task, workdir)
-    rows = problem_rows(config, "validation")[: config.evaluation.num_problems]
+    rows = problem_rows(trainer.config, "validation")[: config.evaluation.num_problems]
     plain = LanguageModel(lora.plain(config.model), trainer.task.vocabulary.size)
     validation = Validation(plain, trainer.task, config, rows)
     checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), config.checkpoints.keep)

@@ -19,7 +19,6 @@ from alphallm import decode
 from alphallm.errors import UserError
 from alphallm.evaluation import chains
 from alphallm.models import LanguageModel, ModelConfig
-from alphallm.tasks import calculator as calculator_lib
 from alphallm.tasks import tokenizer as tokenizer_lib
 from alphallm.tasks.calculator import Calculator, evaluate, result, write
 from alphallm.types import Problem, Transition
@@ -228,4 +227,3 @@ def test_a_tokenizer_that_joins_digits_is_refused():
     made.train_from_iterator(["10 11 12 13 14 15 16 17 18 19"] * 9, trainer)
     with pytest.raises(UserError, match="a token for each digit"):
         Calculator(tokenizer_lib.Tokenizer(made, {"eos_token": "<e>"}, "\n"))
-    assert calculator_lib.result("2+2") == "4"

@@ -102,6 +102,16 @@ def test_what_is_left_out_is_said(folder):
         data.load_split(config_of(folder, max_solution_steps=2), "test")
 
 
+def test_an_answer_that_could_never_be_right_is_left_out(folder, tmp_path):
+    rows = worked.rows(0, 20)
+    rows[3]["answer"] = rows[3]["answer"].rpartition("####")[0] + "#### 3.5"
+    for name in ("train", "test"):
+        some = [{**row, "question": f"{name}: {row['question']}"} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    assert len(data.load_split(config_of(str(tmp_path)), "test")) == 19
+    assert len(data.load_split(config_of(str(tmp_path), equality="math"), "test")) == 20
+
+
 def test_answers_may_have_a_field_of_their_own(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"q": "One?", "a": 1}\n{"q": "Two?", "a": "2"}\n{"q": "Three?", "a": 3}\n')
     (tmp_path / "test.jsonl").write_text('{"q": "Three?", "a": 3.5}')
@@ -191,6 +201,7 @@ def compared(pairs):
 )  # fmt: skip
 def test_what_an_integer_is(given, valid):
     assert compared([(given, given)]) == [[valid], [valid]]
+    assert answers.is_integer(given) == valid
 
 
 def test_equal_integers_are_equal_for_the_grader_too():

@@ -58,8 +58,8 @@ def test_the_gain_is_that_of_its_definition(task):
     (calls,) = calls_of(model, {}, task, [example])
     weights, after = [1 / 3, 0.8 / 3, 0.2, 0.4 / 3, 0.2 / 3], task.encode_solution("90 and more.\n#### 90")[:5]
 
-    def loss(text):
-        tokens, total = task.prompt(example.question) + task.encode_solution("Ann has " + text), 0.0
+    def loss(call):
+        tokens, total = task.prompt(example.question) + task.encode_solution("Ann has ") + call, 0.0
         for weight, token in zip(weights, after, strict=True):
             seen = np.isin(np.arange(task.vocabulary.size), tokens)
             log_probs = np.asarray(jax.nn.log_softmax(4.0 * seen))
@@ -67,8 +67,9 @@ def test_the_gain_is_that_of_its_definition(task):
             tokens = [*tokens, token]
         return total
 
-    # A call without its result is one whose expression is followed by the closing sign at once.
-    assert calls[0].gain == pytest.approx(min(loss(""), loss("<<30*3=") + 0) - loss("<<30*3=90>>"), abs=0.1)
+    without_result = task.vocabulary.encode("<<30*3=") + task.vocabulary.encode(">>")
+    losses = [loss(call) for call in ([], without_result, task.encode_solution("<<30*3=90>>"))]
+    assert calls[0].gain == pytest.approx(min(losses[:2]) - losses[2], abs=1e-4)
     assert [type(call) for call in calls] == [Call]
 
 
