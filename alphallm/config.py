@@ -72,9 +72,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[_T], values: Mapping[str, Any], prefix: str = "") -> _T:
-    """The inverse of `to_dict`. An absent field takes its default; an unknown one or a wrong type is an error."""
+    """The inverse of `to_dict`. An absent field takes its default; an unknown one or a wrong type is an error.
+
+    A class with a class method `choose(values)` has it say which of its subclasses the values are of.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix or cls.__name__}: given {values!r}, allowed: the fields of {cls.__name__}.")
+    cls = getattr(cls, "choose", lambda values: cls)(values)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     dotted = {name: _join(prefix, name) for name in fields}
     for name in values:

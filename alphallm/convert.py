@@ -49,11 +49,11 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
 def from_huggingface(source: str, folder: str, dtype: str) -> str:
     # They take seconds to import, which a wrong option need not wait for.
-    from alphallm.tasks import TextTaskConfig
+    from alphallm.tasks import TextConfig
     from alphallm.training.config import Config
 
     config, params = huggingface.load(source, dtype)
-    task = TextTaskConfig(max_prompt_tokens=512, max_step_tokens=128, max_steps=16)
+    task = TextConfig(max_prompt_tokens=512, max_step_tokens=128, max_steps=16)
     export_weights(folder, params, to_dict(Config(model=config, task=task)), {}, config.dtype)
     return f"{config.num_layers} layers of width {config.width}, {len(params['embedding'])} tokens, {config.dtype}"
 

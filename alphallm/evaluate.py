@@ -8,7 +8,6 @@ was stopped goes on, and one that is finished can be added to. With --pool, tabl
 one config.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from alphallm.config import run_main, to_dict
+from alphallm.config import apply_overrides, run_main, to_dict
 from alphallm.display import Progress, duration, make_console, print_table
 from alphallm.errors import UserError
 from alphallm.evaluation import MODES, STRATEGIES, Contestant, Row, compare, evaluate, forecast, plan_all, plans, report
@@ -103,7 +102,7 @@ def load(workdir: str, which: str, manual_dir: str = "") -> tuple[Any, Any]:
 
     config, params = load_params(workdir, which)
     if manual_dir:
-        config = dataclasses.replace(config, task=dataclasses.replace(config.task, manual_dir=manual_dir))
+        config = apply_overrides(config, {"task.manual_dir": manual_dir})
     return config, params
 
 
@@ -145,8 +144,8 @@ def common_problems(contestants: Sequence[Contestant], configs: Sequence[Any], s
     for one, config in zip(contestants[1:], configs[1:], strict=True):
         if config.task != configs[0].task and data.load_split(config.task, split) != texts:
             raise UserError(
-                f"{contestants[0].run} and {one.run} have different {split} problems ({configs[0].task.dataset} and "
-                f"{config.task.dataset}), so that they can not be compared: evaluate them one by one."
+                f"{contestants[0].run} and {one.run} have different {split} problems ({configs[0].task.name} and "
+                f"{config.task.name}), so that they can not be compared: evaluate them one by one."
             )
     if num_problems > len(texts):
         raise UserError(f"--num_problems={num_problems}, but the split {split!r} has {len(texts)} problems.")

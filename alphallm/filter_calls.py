@@ -5,14 +5,13 @@ and writes train.jsonl, with only those annotations that lower the loss of what 
 test.jsonl. The folder is then a manual_dir of the task "jsonl" (fields question and answer).
 """
 
-import dataclasses
 import json
 import os
 from typing import Any
 
 from absl import flags
 
-from alphallm.config import run_main
+from alphallm.config import apply_overrides, run_main
 from alphallm.errors import UserError
 
 
@@ -40,7 +39,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
     config, params = load_params(options.workdir)
     if options.manual_dir:
-        config = dataclasses.replace(config, task=dataclasses.replace(config.task, manual_dir=options.manual_dir))
+        config = apply_overrides(config, {"task.manual_dir": options.manual_dir})
     task = make_task(config.task)
     if not isinstance(task, TextTask) or task.tool is None:
         raise UserError(f"The task of {options.workdir!r} has no calculator: train it with task.calculator=true.")

@@ -8,7 +8,7 @@ value-greedy, and by search 70 % verified and 57 % value only (seed 0, 38b2cfe).
 
 import dataclasses
 
-from alphallm.tasks import TaskConfig
+from alphallm.tasks import ArithmeticConfig
 from alphallm.training.config import Config
 from configs import game24_cpu
 
@@ -17,7 +17,7 @@ def get_config() -> Config:
     config = game24_cpu.get_config()
     return dataclasses.replace(
         config,
-        task=TaskConfig(
+        task=ArithmeticConfig(
             name="countdown", dataset="default", num_numbers=4, max_number=13, max_target=100, max_step_tokens=6
         ),
         training=dataclasses.replace(config.training, num_iterations=120),

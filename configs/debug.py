@@ -7,7 +7,7 @@ Expect: every strategy solves the puzzle in the last table, greedy decoding incl
 
 from alphallm.models import ModelConfig
 from alphallm.search import SearchConfig
-from alphallm.tasks import TaskConfig
+from alphallm.tasks import ArithmeticConfig
 from alphallm.training.config import (
     CheckpointConfig,
     Config,
@@ -20,7 +20,7 @@ from alphallm.training.config import (
 
 def get_config() -> Config:
     return Config(
-        task=TaskConfig(max_step_tokens=6),
+        task=ArithmeticConfig(max_step_tokens=6),
         model=ModelConfig(num_layers=2, width=64, num_heads=2, num_kv_heads=1, head_dim=32, hidden_dim=128),
         warm_start=WarmStartConfig(num_steps=200, batch_size=32),
         optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, warmup_steps=20, ema_decay=0.9),

@@ -9,7 +9,7 @@ CPU core. As in game24_cpu, puzzles with numbers above 13, which no rank has, ar
 
 import dataclasses
 
-from alphallm.tasks import TaskConfig
+from alphallm.tasks import ArithmeticConfig
 from alphallm.training.config import Config
 from configs import game24_cpu
 
@@ -20,7 +20,7 @@ def get_config() -> Config:
         config,
         # A longer run gets twice as many puzzles to train on, in sorted order, and half of its rows by surprise. It
         # carries over better to this split's harder puzzles; what each is worth was not measured (experiments/LOG.md).
-        task=TaskConfig(name="game24", dataset="tsllm", max_number=24, max_step_tokens=6),
+        task=ArithmeticConfig(name="game24", dataset="tsllm", max_number=24, max_step_tokens=6),
         warm_start=dataclasses.replace(config.warm_start, num_steps=1000),
         training=dataclasses.replace(
             config.training, num_iterations=400, candidates_per_row=4, surprise_fraction=0.5, augment=False

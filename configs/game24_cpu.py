@@ -5,7 +5,7 @@ python -m alphallm.train --config=configs/game24_cpu.py --workdir=runs/game24_cp
 
 from alphallm.models import ModelConfig
 from alphallm.search import SearchConfig
-from alphallm.tasks import TaskConfig
+from alphallm.tasks import ArithmeticConfig
 from alphallm.training.config import (
     CheckpointConfig,
     Config,
@@ -21,7 +21,7 @@ def get_config() -> Config:
     return Config(
         # Six tokens hold every step between numbers that are one token each; all puzzles can be solved by such steps.
         # Puzzles with numbers above 13 are for training alone: without them the policy learns 1,062 puzzles by heart.
-        task=TaskConfig(name="game24", dataset="default", max_number=20, max_step_tokens=6),
+        task=ArithmeticConfig(name="game24", dataset="default", max_number=20, max_step_tokens=6),
         model=ModelConfig(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=256),
         warm_start=WarmStartConfig(data="random_play", num_steps=500, batch_size=128),
         optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, ema_decay=0.99),

@@ -10,7 +10,7 @@ guess. `python -m alphallm.memory --config=configs/gsm8k_qwen2p5_0p5b.py --devic
 
 from alphallm.models import LoraConfig, ModelConfig
 from alphallm.search import SearchConfig
-from alphallm.tasks import TextTaskConfig
+from alphallm.tasks import TextConfig
 from alphallm.training.config import (
     CheckpointConfig,
     Config,
@@ -27,7 +27,7 @@ FOLDER = "runs/qwen2p5_0p5b"
 def get_config() -> Config:
     return Config(
         init_from=FOLDER,
-        task=TextTaskConfig(
+        task=TextConfig(
             name="gsm8k", tokenizer=FOLDER, max_prompt_tokens=256, max_step_tokens=64, max_steps=9, calculator=True
         ),
         model=ModelConfig(

@@ -9,7 +9,7 @@ Nobody has run it: no accuracy has been measured. Its cost is a quarter above th
 import dataclasses
 
 from alphallm.models import ModelConfig
-from alphallm.tasks import TextTaskConfig
+from alphallm.tasks import TextConfig
 from alphallm.training.config import Config
 from configs import gsm8k_qwen2p5_0p5b
 
@@ -21,7 +21,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         config,
         init_from=FOLDER,
-        task=TextTaskConfig(
+        task=TextConfig(
             name="gsm8k", tokenizer=FOLDER, max_prompt_tokens=256, max_step_tokens=64, max_steps=9, calculator=True
         ),
         model=ModelConfig(

@@ -8,7 +8,7 @@ solves few of these problems.
 
 from alphallm.models import ModelConfig
 from alphallm.search import SearchConfig
-from alphallm.tasks import TextTaskConfig
+from alphallm.tasks import TextConfig
 from alphallm.training.config import (
     CheckpointConfig,
     Config,
@@ -23,7 +23,7 @@ from alphallm.training.targets import TargetConfig
 def get_config() -> Config:
     return Config(
         # Self-play is on the problems that such a model can partly solve: those of two lines and an answer.
-        task=TextTaskConfig(
+        task=TextConfig(
             name="gsm8k", max_prompt_tokens=128, max_step_tokens=48, max_steps=3, max_solution_steps=3, calculator=True
         ),
         model=ModelConfig(num_layers=4, width=192, num_heads=6, num_kv_heads=3, head_dim=32, hidden_dim=512),

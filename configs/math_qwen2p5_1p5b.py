@@ -11,7 +11,7 @@ times as large, and solutions are longer. Answers that are no integers are grade
 import dataclasses
 
 from alphallm.models import ModelConfig
-from alphallm.tasks import TextTaskConfig
+from alphallm.tasks import TextConfig
 from alphallm.training.config import Config
 from configs import gsm8k_qwen2p5_0p5b
 
@@ -23,7 +23,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         config,
         init_from=FOLDER,
-        task=TextTaskConfig(
+        task=TextConfig(
             name="math", tokenizer=FOLDER, max_prompt_tokens=384, max_step_tokens=96, max_steps=12, equality="math"
         ),
         model=ModelConfig(

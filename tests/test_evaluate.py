@@ -16,11 +16,11 @@ from alphallm.evaluation import MODES, STRATEGIES
 from alphallm.models import LanguageModel, ModelConfig
 from alphallm.models.export import export_weights
 from alphallm.search import SearchConfig
-from alphallm.tasks import TaskConfig, make_task
+from alphallm.tasks import ArithmeticConfig, make_task
 from alphallm.training.config import Config
 
 TINY = ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=16)
-TASK = TaskConfig(name="countdown", num_numbers=2, max_number=9, max_target=20)
+TASK = ArithmeticConfig(name="countdown", num_numbers=2, max_number=9, max_target=20)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +88,7 @@ def test_two_runs_are_compared_and_written(tmp_path, monkeypatch, capsys):
 
 
 def test_the_ranked_puzzles_are_read_where_the_user_says(tmp_path, monkeypatch):
-    folder = exported(tmp_path / "a", TaskConfig(dataset="tot", manual_dir=str(tmp_path / "of another machine")))
+    folder = exported(tmp_path / "a", ArithmeticConfig(dataset="tot", manual_dir=str(tmp_path / "of another machine")))
     for manual_dir, looked in ((str(tmp_path / "here"), "here"), ("", "of another machine")):
         with pytest.raises(UserError, match=f"{looked}/24.csv does not exist"):
             run(monkeypatch, [folder], manual_dir=manual_dir, budgets=["300"])
@@ -170,7 +170,7 @@ def test_wrong_workdirs_are_told(tmp_path, monkeypatch):
 
 
 def test_runs_on_other_problems_are_not_compared(tmp_path, monkeypatch):
-    other = TaskConfig(name="countdown", num_numbers=2, max_number=8, max_target=20)
+    other = ArithmeticConfig(name="countdown", num_numbers=2, max_number=8, max_target=20)
     workdirs = [exported(tmp_path / "a"), exported(tmp_path / "b", other)]
     with pytest.raises(UserError, match="a and b have different test problems"):
         run(monkeypatch, workdirs)

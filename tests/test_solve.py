@@ -15,12 +15,12 @@ from alphallm.errors import UserError
 from alphallm.models import LanguageModel, ModelConfig
 from alphallm.models.export import export_weights
 from alphallm.search import SearchConfig
-from alphallm.tasks import TaskConfig, make_task
+from alphallm.tasks import ArithmeticConfig, make_task
 from alphallm.training.config import Config
 
 TINY = ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=16)
-GAME24 = TaskConfig()
-COUNTDOWN = TaskConfig(name="countdown", num_numbers=2, max_number=9, max_target=20)
+GAME24 = ArithmeticConfig()
+COUNTDOWN = ArithmeticConfig(name="countdown", num_numbers=2, max_number=9, max_target=20)
 
 
 def exported(folder, task, **search):

@@ -9,7 +9,7 @@ import pytest
 from alphallm import evaluate, filter_calls, solve
 from alphallm.config import apply_overrides, from_dict, load_config
 from alphallm.errors import UserError
-from alphallm.tasks import TextTaskConfig, make_task, text
+from alphallm.tasks import TextConfig, make_task, text
 from alphallm.tasks import tokenizer as tokenizer_lib
 from alphallm.training.config import Config
 from alphallm.training.loop import load_params, train
@@ -26,7 +26,7 @@ def run(tmp_path_factory):
         "warm_start.sequence_tokens": 256, "training.num_iterations": 1, "evaluation.num_problems": 2,
     }  # fmt: skip
     config = apply_overrides(load_config(survival.REPOSITORY / survival.CONFIG), overrides)
-    task = TextTaskConfig(
+    task = TextConfig(
         name="jsonl", manual_dir=worked.write(folder / "data"), vocabulary_size=400, max_prompt_tokens=64,
         max_step_tokens=40, max_steps=3, calculator=True,
     )  # fmt: skip

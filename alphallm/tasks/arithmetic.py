@@ -19,6 +19,7 @@ import numpy as np
 from alphallm.errors import UserError
 from alphallm.tasks import solver, splits
 from alphallm.tasks import vocabulary as words
+from alphallm.tasks.base import ProblemError, Task, TaskConfig
 from alphallm.types import Problem, Steps, Transition, pytree
 
 LARGEST = 32767  # of a numerator or denominator: a sum of two products of two of them still fits an int32.
@@ -31,11 +32,11 @@ _PAIR_OPERATORS = np.array([words.PLUS, words.MINUS, words.TIMES, words.OVER, wo
 _PAIR_SWAPPED = np.array([False, False, False, False, True, True])
 
 
-@dataclasses.dataclass
-class TaskConfig:
+@dataclasses.dataclass(frozen=True)
+class ArithmeticConfig(TaskConfig, names=("game24", "countdown")):
     """Which problems, and how long a step may be."""
 
-    name: str = "game24"  # "game24" or "countdown".
+    name: str = "game24"
     dataset: str = "default"  # game24: "default", "tot" or "tsllm"; countdown: "default".
     num_numbers: int = 4  # numbers of a problem.
     max_number: int = 13  # the numbers are 1 .. max_number, at most 200; game24: those of puzzles to train on.
@@ -43,9 +44,16 @@ class TaskConfig:
     max_step_tokens: int = 8  # L: a step is "a op b = c" and a newline, six tokens if each number is a single token.
     manual_dir: str = ""  # the folder with 24.csv, for the datasets "tot" and "tsllm"; "" downloads it.
 
+    def make(self) -> "Arithmetic":
+        return Arithmetic(self)
 
-class ProblemError(UserError):
-    """A problem that this task cannot pose, in words for the user."""
+    def rows(self, split: str, data_dir: str = "") -> list[str]:
+        from alphallm.tasks import arithmetic_data
+
+        return arithmetic_data.load_split(self, split, data_dir)
+
+    def portable(self) -> "ArithmeticConfig":
+        return dataclasses.replace(self, manual_dir="")
 
 
 @pytree
@@ -68,16 +76,14 @@ class _Written:
     length: jax.Array  # int32 []
 
 
-class Arithmetic:
+class Arithmetic(Task):
     """The task: problems, verifier and lister of legal steps. Attributes are static, methods say where they run."""
 
-    tool = None
     self_verifying = True  # a solver may see the reward at test time: checking a chain needs no answer key.
 
-    def __init__(self, config: TaskConfig):
+    def __init__(self, config: ArithmeticConfig):
         _check_config(config)
-        self.config = config
-        self.name = config.name
+        super().__init__(config)
         self.vocabulary = words.Vocabulary()
         self.num_numbers = config.num_numbers
         self.max_steps = config.num_numbers - 1  # D
@@ -129,8 +135,6 @@ class Arithmetic:
     def build_problem(self, numbers: tuple[int, ...], target: int, index: int) -> Problem:
         """The problem of sorted `numbers` and `target`, which are trusted, as numpy arrays without a batch axis."""
         prompt = [words.BOS, *self.vocabulary.encode(" ".join(map(str, numbers)) + f" -> {target}\n")]
-        tokens_P = np.full(self.max_prompt, words.PAD, np.int32)
-        tokens_P[: len(prompt)] = prompt
         # The fields are declared as device arrays; on the host they are NumPy's.
         state: dict[str, Any] = {
             "num_n": np.array(numbers, np.int32),
@@ -140,8 +144,7 @@ class Arithmetic:
             "steps_done": np.int32(0),
             "chain_legal": np.bool_(True),
         }
-        problem: dict[str, Any] = {"tokens_P": tokens_P, "length": np.int32(len(prompt)), "index": np.int32(index)}
-        return Problem(state=ArithmeticState(**state), **problem)
+        return self.make_problem(prompt, ArithmeticState(**state), index)
 
     def load(self, text: str, index: int) -> Problem:
         """The problem of a split's row, whose text is checked for form but not for having a solution."""
@@ -357,7 +360,7 @@ def _assert_shape(name: str, array, shape: tuple[int, ...]):
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}: vmap over a batch.")
 
 
-def _check_config(config: TaskConfig):
+def _check_config(config: ArithmeticConfig):
     """UserError where the fields do not describe a task."""
     if config.name == "game24" and (config.num_numbers, config.max_target) != (4, 24):
         raise UserError(

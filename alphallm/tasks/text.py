@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,21 +21,21 @@ from absl import logging
 
 from alphallm.errors import UserError, check_range
 from alphallm.tasks import answers, examples, tokenizer
-from alphallm.tasks.arithmetic import ProblemError
+from alphallm.tasks.base import ProblemError, Task, TaskConfig
 from alphallm.tasks.calculator import Calculator
 from alphallm.tasks.examples import Example
 from alphallm.tasks.grader import Grader, extract
-from alphallm.types import Problem, Steps, Transition, pytree
+from alphallm.types import Problem, Transition, pytree
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls.
 _BYTES_A_TOKEN = 8  # on average, at most, of a step whose answer is to be found.
 
 
 @dataclasses.dataclass(frozen=True)
-class TextTaskConfig:
+class TextConfig(TaskConfig, names=("gsm8k", "math", "jsonl")):
     """Which questions, in which tokens, and how long their answers may be."""
 
-    name: Literal["gsm8k", "math", "jsonl"] = "gsm8k"
+    name: str = "gsm8k"
     # The folder with train.jsonl and test.jsonl (and validation.jsonl, or a part of train.jsonl is for validation);
     # "" downloads those of gsm8k and math.
     manual_dir: str = ""
@@ -62,12 +61,18 @@ class TextTaskConfig:
     calculator: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         check_range(self, 0, math.inf, "num_shots", "max_solution_steps")
         check_range(self, 1, math.inf, "max_prompt_tokens", "max_step_tokens", "max_steps")
 
-    @property
-    def dataset(self) -> str:
-        return self.name
+    def make(self) -> "TextTask":
+        return TextTask(self)
+
+    def rows(self, split: str, data_dir: str = "") -> list[Example]:
+        return load_split(self, split, data_dir)
+
+    def portable(self) -> "TextConfig":
+        return dataclasses.replace(self, manual_dir="", tokenizer="")  # The tokenizer lies beside the weights.
 
 
 @pytree
@@ -79,16 +84,11 @@ class TextState:
     done: jax.Array  # bool []: an answer was given, or the text was ended.
 
 
-class TextTask:
+class TextTask(Task):
     """The task. Attributes are static; methods say where they run."""
 
-    self_verifying = False
-    max_legal_steps = 0  # It lists none.
-    max_later_steps = 0
-
-    def __init__(self, config: TextTaskConfig):
-        self.config = config
-        self.name = config.name
+    def __init__(self, config: TextConfig):
+        super().__init__(config)
         self.vocabulary = tokenizer_of(config)
         self.max_prompt, self.max_step = config.max_prompt_tokens, config.max_step_tokens
         self.max_steps = config.max_steps
@@ -105,21 +105,12 @@ class TextTask:
 
     def load(self, example: Example, index: int) -> Problem:
         """The problem of an example, as numpy arrays without a batch axis; ProblemError where it is too long."""
-        prompt = self.prompt(example.question)
-        if len(prompt) > self.max_prompt:
-            raise ProblemError(
-                f"The prompt has {len(prompt)} tokens, and task.max_prompt_tokens is {self.max_prompt}: "
-                f"{_short(example)}"
-            )
-        tokens_P = np.full(self.max_prompt, self.vocabulary.pad, np.int32)
-        tokens_P[: len(prompt)] = prompt
         state: dict[str, Any] = {
             "reference": answers.text_of(example.answer, answers.MOST_BYTES),
             "steps_done": np.int32(0),
             "done": np.bool_(False),
         }
-        problem: dict[str, Any] = {"tokens_P": tokens_P, "length": np.int32(len(prompt)), "index": np.int32(index)}
-        return Problem(state=TextState(**state), **problem)
+        return self.make_problem(self.prompt(example.question), TextState(**state), index)
 
     def prompt(self, question: str) -> list[int]:
         """The tokens before the first step."""
@@ -196,16 +187,8 @@ class TextTask:
         )
         return same | graded
 
-    def augment(self, problem: Problem, key: jax.Array) -> Problem:
-        """The problem itself: a text has no symmetries."""
-        del key
-        return problem
 
-    def legal_steps(self, state: TextState) -> Steps:
-        raise UserError(f"The task {self.name} lists no steps: use proposer=gumbel_top_k or iid, and no random play.")
-
-
-def load_split(config: TextTaskConfig, split: str, data_dir: str = "") -> list[Example]:
+def load_split(config: TextConfig, split: str, data_dir: str = "") -> list[Example]:
     """The usable examples of a split in their fixed order; says what was left out, and why."""
     rows, skipped = _read(config, split, data_dir)
     told = [f"{config.name}: left out {sentence}" for sentence in skipped]
@@ -227,7 +210,7 @@ def load_split(config: TextTaskConfig, split: str, data_dir: str = "") -> list[E
 
 
 @functools.lru_cache(maxsize=8)
-def tokenizer_of(config: TextTaskConfig) -> tokenizer.Tokenizer:
+def tokenizer_of(config: TextConfig) -> tokenizer.Tokenizer:
     """The task's tokenizer: the given one, or one trained on the training split."""
     if config.tokenizer:
         return tokenizer.load(config.tokenizer, config.delimiter)
@@ -241,21 +224,16 @@ def _plain(question: str) -> str:
     return f"Question: {question}\nAnswer:\n"
 
 
-def _shots(config: TextTaskConfig) -> Sequence[Example]:
+def _shots(config: TextConfig) -> Sequence[Example]:
     return _read(config, "train")[0][: config.num_shots] if config.num_shots else []
 
 
-def _short(example: Example) -> str:
-    text = str(example)
-    return repr(text if len(text) <= 60 else text[:60] + "…")
-
-
-def _read(config: TextTaskConfig, split: str, data_dir: str = "") -> tuple[list[Example], list[str]]:
+def _read(config: TextConfig, split: str, data_dir: str = "") -> tuple[list[Example], list[str]]:
     """All rows of a split, through tensorflow-datasets, and what was left out of the files."""
     from alphallm.tasks import data
     from alphallm.tasks.worked import worked_dataset_builder as worked
 
-    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = data.root(data_dir)
     files = examples.locate(config.name, config.manual_dir, root)
     if config.name in examples.SOURCES:
         fields = examples.SOURCES[config.name].fields
@@ -263,7 +241,7 @@ def _read(config: TextTaskConfig, split: str, data_dir: str = "") -> tuple[list[
         fields = examples.Fields(config.question_field, config.solution_field, config.answer_field)
     name = f"{config.name}_{examples.fingerprint(files, fields)}"
     made = worked.WorkedConfig(name=name, description=f"{config.name}, from JSONL.", files=files, fields=fields)
-    return data.read_examples(functools.partial(worked.Builder, config=made, data_dir=root), split)
+    return data.read_examples(worked.Builder(config=made, data_dir=root, file_format="array_record"), split)
 
 
 _graders: dict[float, Grader] = {}

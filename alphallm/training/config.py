@@ -7,7 +7,7 @@ from typing import Literal
 from alphallm.errors import check_range
 from alphallm.models import ModelConfig
 from alphallm.search import SearchConfig
-from alphallm.tasks import TaskConfig, TextTaskConfig
+from alphallm.tasks import ArithmeticConfig, TaskConfig
 from alphallm.training.targets import TargetConfig
 
 
@@ -99,7 +99,7 @@ class Config:
 
     seed: int = 0
     init_from: str = ""  # a run's or an export's folder whose weights to start from.
-    task: TaskConfig | TextTaskConfig = dataclasses.field(default_factory=TaskConfig)
+    task: TaskConfig = ArithmeticConfig()
     model: ModelConfig = ModelConfig()
     search: SearchConfig = SearchConfig()
     targets: TargetConfig = TargetConfig()

@@ -18,7 +18,7 @@ from alphallm.display import Progress, print_table
 from alphallm.errors import UserError
 from alphallm.models import LanguageModel, lora
 from alphallm.models.export import export_weights, flatten, load_export, unflatten
-from alphallm.tasks import TextTaskConfig, data, make_task
+from alphallm.tasks import TextConfig, data, make_task
 from alphallm.tasks.tokenizer import TOKENIZER, Tokenizer
 from alphallm.training import actor, learner, parallel, replay, run_folder
 from alphallm.training import steps as steps_lib
@@ -223,7 +223,7 @@ def load_params(workdir: str, which: str = "average") -> tuple[Config, Any]:
 
 def solved_rows(config: Config) -> list[Any]:
     """The rows whose worked solutions a run starts from: also those that are too hard for its self-play."""
-    if isinstance(config.task, TextTaskConfig):
+    if isinstance(config.task, TextConfig):
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, max_solution_steps=0))
     return problem_rows(config, "train")
 
@@ -235,7 +235,7 @@ def _save_tokenizer(task: Any, folder: str):
 
 def _with_tokenizer_of(folder: str, config: Config) -> Config:
     """The config with the tokenizer in a run's or an exported folder, if there is one: weights go with their tokens."""
-    if not isinstance(config.task, TextTaskConfig) or not os.path.exists(os.path.join(folder, TOKENIZER)):
+    if not isinstance(config.task, TextConfig) or not os.path.exists(os.path.join(folder, TOKENIZER)):
         return config
     return dataclasses.replace(config, task=dataclasses.replace(config.task, tokenizer=folder))
 
@@ -270,7 +270,7 @@ def problem_rows(config: Config, split: str) -> list[Any]:
     overfit = config.training.overfit
     if not overfit:
         return data.load_split(config.task, split)
-    if isinstance(config.task, TextTaskConfig):
+    if isinstance(config.task, TextConfig):
         rows = [row for row in data.load_split(config.task, "train") if str(row).startswith(overfit)]
         if not rows:
             raise UserError(f"No question of the training split begins with training.overfit={overfit!r}.")
@@ -356,12 +356,9 @@ def _show(console, log: run_folder.RunLog, tick: int, iteration: int, results: d
 
 def _export(trainer: Trainer, state: State, folder: str, metrics: dict[str, float]):
     # An export is for other machines, which have no such folders.
-    changes: dict[str, Any] = {"manual_dir": ""}
-    if isinstance(trainer.config.task, TextTaskConfig):
-        changes["tokenizer"] = ""  # It lies beside the weights.
     config = dataclasses.replace(
         trainer.config,
-        task=dataclasses.replace(trainer.config.task, **changes),
+        task=trainer.config.task.portable(),
         model=lora.plain(trainer.config.model),
     )
     merged = lora.merge(parallel.first(state.learner.average_weights), trainer.config.model)

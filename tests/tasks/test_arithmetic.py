@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alphallm.tasks import ProblemError, TaskConfig, make_task, solver, splits
+from alphallm.tasks import ArithmeticConfig, ProblemError, make_task, solver, splits
 from alphallm.tasks import vocabulary as words
 
 from .twin import TwinState, device_numbers, device_state, legal_texts, twin_step
@@ -17,9 +17,11 @@ from .twin import TwinState, device_numbers, device_state, legal_texts, twin_ste
 FULL = os.environ.get("ALPHALLM_FULL") == "1"
 _CHUNK = 4096
 CONFIGS = {
-    "game24": TaskConfig(),
-    "game24 long steps": TaskConfig(max_step_tokens=16),
-    "countdown": TaskConfig(name="countdown", num_numbers=3, max_number=200, max_target=32767, max_step_tokens=39),
+    "game24": ArithmeticConfig(),
+    "game24 long steps": ArithmeticConfig(max_step_tokens=16),
+    "countdown": ArithmeticConfig(
+        name="countdown", num_numbers=3, max_number=200, max_target=32767, max_step_tokens=39
+    ),
 }
 
 
@@ -213,7 +215,7 @@ def test_what_has_no_result_has_no_right_result():
 
 def test_a_number_too_long_for_a_step_does_not_hide_a_shorter_one():
     """3000 (4 tokens, of which 8-token steps have room for 3) begins like 300 and stands in an earlier slot."""
-    task = make_task(TaskConfig(name="countdown", num_numbers=3, max_number=200, max_target=200))
+    task = make_task(ArithmeticConfig(name="countdown", num_numbers=3, max_number=200, max_target=200))
     state = device_state(task, TwinState(tuple(map(solver.Fraction, (3000, 300, 2))), 150))
     tokens = task.vocabulary.encode("300 / 2 = 150\n")
     assert len(tokens) == task.max_step and task.step(state, padded(task, tokens), len(tokens)).legal
@@ -290,7 +292,7 @@ def test_a_problem_is_its_sorted_prompt():
     problem = task.problem("13 9 4 10", index=7)
     assert task.vocabulary.decode(problem.tokens_P) == "4 9 10 13 -> 24\n"
     assert problem.length == task.max_prompt == 8 and problem.index == 7
-    countdown = make_task(TaskConfig(name="countdown", num_numbers=3, max_number=50, max_target=1000))
+    countdown = make_task(ArithmeticConfig(name="countdown", num_numbers=3, max_number=50, max_target=1000))
     assert countdown.vocabulary.decode(countdown.problem("7 3 5 -> 1000").tokens_P) == "3 5 7 -> 1000\n"
     assert (countdown.problem("7 3 5 -> 22").length, countdown.max_prompt) == (7, 10)
 
@@ -316,19 +318,19 @@ def test_a_bad_puzzle_is_refused_in_one_sentence(text, message):
 
 def test_a_bad_config_is_refused():
     with pytest.raises(ValueError, match="did you mean 'game24'.*game24, countdown"):
-        make_task(TaskConfig(name="gam24"))
+        make_task(ArithmeticConfig(name="gam24"))
     with pytest.raises(ValueError, match="leave num_numbers"):
-        make_task(TaskConfig(num_numbers=3))
+        make_task(ArithmeticConfig(num_numbers=3))
     with pytest.raises(ValueError, match="max_number=12 is out of range for game24: give 13 to 24"):
-        make_task(TaskConfig(max_number=12))
+        make_task(ArithmeticConfig(max_number=12))
     with pytest.raises(ValueError, match="max_step_tokens=5 is out of range: give 6 to 39"):
-        make_task(TaskConfig(max_step_tokens=5))
+        make_task(ArithmeticConfig(max_step_tokens=5))
     with pytest.raises(ValueError, match="vmap over a batch"):
         task_of("game24").step(task_of("game24").problem("4 9 10 13").state, np.zeros((2, 8), np.int32), 6)
 
 
 def test_an_augmented_problem_has_the_same_numbers_in_another_order():
-    task = make_task(TaskConfig())
+    task = make_task(ArithmeticConfig())
     problem = jax.tree.map(jnp.asarray, task.problem("2 4 6 8"))
     keys = jax.random.split(jax.random.key(0), 200)
     augmented = jax.jit(jax.vmap(lambda key: task.augment(problem, key)))(keys)

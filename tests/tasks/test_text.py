@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alphallm.errors import UserError
-from alphallm.tasks import ProblemError, TextTask, TextTaskConfig, answers, data, examples, make_task
+from alphallm.tasks import ProblemError, TextConfig, TextTask, answers, data, examples, make_task
 from alphallm.tasks.examples import Example, Fields
 from alphallm.tasks.grader import Grader, extract
 from tests.tasks import worked
@@ -33,8 +33,8 @@ def datasets(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.getbasetemp() / "tfds"))
 
 
-def config_of(folder, **changes) -> TextTaskConfig:
-    small = TextTaskConfig(
+def config_of(folder, **changes) -> TextConfig:
+    small = TextConfig(
         name="jsonl", manual_dir=folder, vocabulary_size=400, max_prompt_tokens=64, max_step_tokens=40, max_steps=4
     )
     return dataclasses.replace(small, **changes)

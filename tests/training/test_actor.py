@@ -10,7 +10,7 @@ import pytest
 
 from alphallm.models import LanguageModel, ModelConfig
 from alphallm.search import SearchConfig
-from alphallm.tasks import TaskConfig, make_task
+from alphallm.tasks import ArithmeticConfig, make_task
 from alphallm.training import actor, learner, replay
 from alphallm.training.config import Config, TrainingConfig
 from alphallm.training.replay import Replay
@@ -148,7 +148,7 @@ def test_unmasked_problems_teach_illegal_candidates():
 
 @pytest.mark.parametrize("name", ["game24", "countdown"])
 def test_random_play_is_legal_and_its_outcome_true(name):
-    task = make_task(TaskConfig(name=name, num_numbers=4, max_target=24))
+    task = make_task(ArithmeticConfig(name=name, num_numbers=4, max_target=24))
     problem = task.problem("2 3 4 6" if name == "game24" else "2 3 4 6 -> 24")
     chains = jax.device_get(jax.jit(jax.vmap(lambda k: actor.random_play(task, problem, k)))(tabular.keys(range(300))))
     step = jax.jit(task.step)

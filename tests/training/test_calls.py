@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alphallm.models import LanguageModel, ModelConfig
-from alphallm.tasks import TextTaskConfig, make_task
+from alphallm.tasks import TextConfig, make_task
 from alphallm.tasks.examples import Example
 from alphallm.training.calls import Call, calls_of, without_useless
 from tests.tasks import worked
@@ -30,9 +30,7 @@ def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("worked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
-        yield make_task(
-            TextTaskConfig(name="jsonl", manual_dir=worked.write(folder), vocabulary_size=400, calculator=True)
-        )
+        yield make_task(TextConfig(name="jsonl", manual_dir=worked.write(folder), vocabulary_size=400, calculator=True))
 
 
 def model_of(task) -> LanguageModel:

@@ -9,7 +9,7 @@ import pytest
 
 from alphallm.errors import UserError
 from alphallm.models import LanguageModel, ModelConfig
-from alphallm.tasks import TaskConfig, TextTaskConfig, data, make_task
+from alphallm.tasks import ArithmeticConfig, TextConfig, data, make_task
 from alphallm.training import learner
 from alphallm.training.demonstrations import demonstrations
 from alphallm.training.learner import Packed
@@ -21,7 +21,7 @@ MODEL_CONFIG = ModelConfig(num_layers=2, width=16, num_heads=2, num_kv_heads=1, 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "calculator"])
 def text_task(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("worked")
-    config = TextTaskConfig(
+    config = TextConfig(
         name="jsonl", manual_dir=worked.write(folder), vocabulary_size=400, max_prompt_tokens=64, max_step_tokens=40,
         calculator=request.param,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def test_solutions_that_are_too_long_are_left_out(text_task):
 
 
 def test_arithmetic_has_demonstrations_too():
-    task = make_task(TaskConfig(max_step_tokens=6))
+    task = make_task(ArithmeticConfig(max_step_tokens=6))
     packed = demonstrations(task, ["4 9 10 13", "1 1 4 6"], 0, seed=0)
     wanted = {
         "".join([f"{puzzle} -> 24\n", solution])

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 
 from alphallm.models import LanguageModel, ModelConfig
-from alphallm.tasks import TaskConfig, data, make_task
+from alphallm.tasks import ArithmeticConfig, data, make_task
 from alphallm.training import validation
 
-TASK = make_task(TaskConfig(name="game24", max_step_tokens=6))
+TASK = make_task(ArithmeticConfig(name="game24", max_step_tokens=6))
 MODEL = LanguageModel(
     ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=16), TASK.vocabulary.size
 )
