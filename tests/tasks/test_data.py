@@ -145,7 +145,7 @@ def test_loading_is_quiet_and_needs_no_tensorflow(tmp_path):
     program = (
         "import sys; from alphallm.tasks import ArithmeticConfig, data\n"
         "assert 'tensorflow_datasets' not in sys.modules and 'grain' not in sys.modules\n"
-        f"data.load_split(Config(), 'test', {str(tmp_path)!r})\n"
+        f"data.load_split(ArithmeticConfig(), 'test', {str(tmp_path)!r})\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     root = pathlib.Path(__file__).parents[2]
