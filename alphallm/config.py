@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -131,7 +132,7 @@ def run_main(main: Callable[[list[str], dict[str, str]], Any], takes_overrides: 
 
     `arguments` are the positional ones, without the program's name. `overrides` are the `--config.*` ones for
     `apply_overrides`; without `takes_overrides` they are unknown flags. A `UserError` ends the process with its message
-    as one line on stderr and status 1.
+    as one line on stderr and with its status, 1 as a rule.
     """
     try:
         argv, overrides = split_overrides(sys.argv) if takes_overrides else (sys.argv, {})
@@ -146,6 +147,11 @@ def run_main(main: Callable[[list[str], dict[str, str]], Any], takes_overrides: 
             return main(arguments[1:], overrides)
         except UserError as error:
             _exit_with(error)
+        except Exception:
+            if not _is_one_of_several():
+                raise
+            traceback.print_exc()
+            _exit(1)
 
     app.run(guarded, argv=argv)
 
@@ -160,7 +166,20 @@ def _keep_compiled() -> None:
 
 def _exit_with(error: UserError) -> typing.NoReturn:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    sys.exit(1)
+    _exit(error.status)
+
+
+def _exit(status: int) -> typing.NoReturn:
+    if _is_one_of_several():
+        # At once: JAX would wait, at the exit, for the other processes, which may be lost or wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _is_one_of_several() -> bool:
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _is_config(value: Any) -> bool:

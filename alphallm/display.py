@@ -20,6 +20,11 @@ def make_console() -> rich.console.Console:
     return console if console.is_terminal else rich.console.Console(highlight=False, width=160)
 
 
+def quiet_console() -> rich.console.Console:
+    """A console that shows nothing: for a process whose words another one says as well."""
+    return rich.console.Console(quiet=True)
+
+
 def print_table(title: str, rows: Sequence[Mapping[str, object]], console: rich.console.Console | None = None) -> None:
     """Prints rows, whose keys are the columns. Numbers stand to the right; floats have four digits, None is empty."""
     console = console or make_console()

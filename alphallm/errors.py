@@ -6,6 +6,8 @@ import math
 class UserError(ValueError):
     """Something outside the program is wrong. A command ends with this message alone, without a stack trace."""
 
+    status = 1  # of the process.
+
 
 class ConfigError(UserError):
     """A config file, a field of a config, or an override of one is wrong."""

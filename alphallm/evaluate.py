@@ -195,15 +195,23 @@ def run(contestants, planned, problems, options, about: dict[str, Any], output: 
     by_identity = {row.identity: row for row in known}
     say_forecast(contestants, planned, problems, options.seeds, by_identity)
     rows: list[Row] = []
-    with Progress("row", total=sum(map(len, planned)), seconds_between_lines=0.0) as progress:
+    done = 0
+    identities = [
+        compare.identity(one, each[1]) for one, some in zip(contestants, planned, strict=True) for each in some
+    ]
+    missing = sum(identity not in by_identity for identity in identities)
+    with Progress("row", total=missing, seconds_between_lines=0.0) as progress:
         for one, strategies in zip(contestants, planned, strict=True):
             for row in evaluate(one, problems, strategies, options.seeds, options.batch_size, by_identity):
                 rows.append(row)
                 new = {row.identity for row in rows}
                 kept = [row for row in known if row.identity not in new]
                 report.write_json(os.path.join(output, report.JSON), [*rows, *kept], about)
+                if row.identity in by_identity:
+                    continue
+                done += 1
                 named = " ".join(filter(None, [row.run, row.strategy, row.mode, row.knob]))
-                progress.update(len(rows), f"{named}: solved {row.rate.estimate:.3f} {row.rate}")
+                progress.update(done, f"{named}: solved {row.rate.estimate:.3f} {row.rate}")
     return [*rows, *kept]
 
 

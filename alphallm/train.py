@@ -1,6 +1,7 @@
 """Trains: `python -m alphallm.train --config=configs/game24_cpu.py --workdir=runs/x [--config.FIELD=VALUE ...]`.
 
-The same command again continues the run from its last complete checkpoint.
+The same command again continues the run from its last complete checkpoint. SIGTERM, or Ctrl-C, saves and ends it with
+status 75. With several hosts, start it on each with --distributed.
 """
 
 import math
@@ -19,6 +20,9 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "cpu_devices", 0, "On a CPU, as how many devices to use it; 0 is one a core. Accelerators are not touched."
     )
+    flags.DEFINE_string(
+        "distributed", "", "Several processes: auto (SLURM, Open MPI, GKE, Cloud TPU), or HOST:PORT,ID,COUNT."
+    )
 
 
 def main(arguments: list[str], overrides: dict[str, str]):
@@ -35,9 +39,13 @@ def main(arguments: list[str], overrides: dict[str, str]):
     # They take seconds to import, which a wrong option need not wait for.
     from alphallm.training.parallel import use_cores_as_devices
 
-    use_cores_as_devices(options.cpu_devices or best_device_count(config, os.cpu_count() or 1))
+    cores = 1 if options.distributed else os.cpu_count() or 1  # Several processes may share a machine.
+    use_cores_as_devices(options.cpu_devices or best_device_count(config, cores))
     # After the devices are chosen: JAX reads them once, when it is first used.
+    from alphallm.training import hosts
     from alphallm.training.loop import train
+
+    hosts.start(options.distributed)
 
     train(config, options.workdir)
 

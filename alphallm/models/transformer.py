@@ -221,7 +221,7 @@ class Transformer(nnx.Module):
         new = KeyValues(k_BGXC, v_BGXC)
         blocks = [*cached, jax.tree.map(lambda y: y[..., None, :], new) if alone else new]
         scores = [_scores(q_BGHXC, kv.keys) + m for kv, m in zip(blocks, bias, strict=True)]
-        weights = jax.nn.softmax(jnp.concatenate(scores, -1).astype(jnp.float32), -1).astype(v.dtype)
+        weights = jax.nn.softmax(_widened(jnp.concatenate(scores, -1)), -1).astype(v.dtype)
         parts, start = [], 0
         for kv in blocks:
             size = kv.keys.shape[-2]
@@ -244,17 +244,16 @@ class Transformer(nnx.Module):
         """The policy head: next-token logits, float32, for hidden states `[..., E]`."""
         table = self.embedding if self.config.tied_embeddings else self.unembedding
         # Sums of a bfloat16 product are kept in float32, not rounded and widened again.
-        logits = jnp.matmul(hidden_E, table[...].astype(hidden_E.dtype).T, preferred_element_type=jnp.float32)
+        wide = _wide(hidden_E.dtype)
+        logits = jnp.matmul(hidden_E, table[...].astype(hidden_E.dtype).T, preferred_element_type=wide)
         if self.config.lora.rank and "head" in self.config.lora.projections:
             a, b = (x[...].astype(hidden_E.dtype) for x in (self.head_lora_a, self.head_lora_b))
-            logits = logits + self.config.lora.scale * jnp.matmul(hidden_E @ a, b, preferred_element_type=jnp.float32)
+            logits = logits + self.config.lora.scale * jnp.matmul(hidden_E @ a, b, preferred_element_type=wide)
         return logits
 
     def value_logit(self, hidden_E: jax.Array) -> jax.Array:
         """The value head: the logit of the expected outcome in [0, 1], float32, for hidden states `[..., E]`."""
-        h = jax.nn.silu(
-            hidden_E.astype(jnp.float32) @ self.value_hidden[...] + _like(self.value_hidden_bias[...], hidden_E)
-        )
+        h = jax.nn.silu(_widened(hidden_E) @ self.value_hidden[...] + _like(self.value_hidden_bias[...], hidden_E))
         return h @ self.value_out[...] + self.value_bias[...]
 
 
@@ -275,13 +274,22 @@ def _weighted_sum(weights_BGHXS, values):
     return jnp.einsum("bgrs,bgsc->bgrc", weights_BGHXS.reshape(b, g, h * x, s), values).reshape(b, g, h, x, -1)
 
 
+def _wide(dtype):
+    """Where sums are kept: float32, or float64 where that is what a test asks for."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _widened(x):
+    return x.astype(_wide(x.dtype))
+
+
 def _like(bias, x):
     """The bias with leading axes of size one, so that adding it promotes no rank."""
     return bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _rms_norm(x, scale_E, epsilon):
-    y = x.astype(jnp.float32)
+    y = _widened(x)
     y = y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)
     return y.astype(x.dtype) * _like(scale_E.astype(x.dtype), x)
 

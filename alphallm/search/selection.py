@@ -77,7 +77,9 @@ def root_action_selection(config: SearchConfig):
         selectable = _selectable(tree, node_index)
         its_turn = selectable & (visits == table[num_considered, jnp.sum(visits)])
         score = perturbed_score(tree, node_index, config)
-        return jnp.argmax(jnp.where(jnp.where(jnp.any(its_turn), its_turn, selectable), score, -jnp.inf))
+        return jnp.argmax(jnp.where(jnp.where(jnp.any(its_turn), its_turn, selectable), score, -jnp.inf)).astype(
+            jnp.int32
+        )
 
     return select
 

@@ -287,7 +287,7 @@ class Arithmetic(Task):
         in_num_W = position_W < num_digits
         power_W = jnp.where(in_num_W, num_digits - 1 - position_W, num_digits + den_digits - position_W)
         scale_W = jnp.asarray(_POWERS)[jnp.clip(power_W, 0, 4)]
-        digit_W = jax.lax.rem(jax.lax.div(jnp.where(in_num_W, size, den), scale_W), 10)
+        digit_W = jax.lax.rem(jax.lax.div(jnp.where(in_num_W, size, den), scale_W), jnp.int32(10))
         spelled_W = jnp.select(
             [position_W < 0, position_W == num_digits], [words.NEGATIVE, words.BAR], words.DIGIT_ZERO + digit_W
         )

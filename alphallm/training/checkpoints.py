@@ -168,8 +168,9 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 os.rename(self._path(step), aside)
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self.keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
-            )
+                max_to_keep=self.keep, cleanup_tmp_directories=True, enable_async_checkpointing=True,
+                create=False, multiprocessing_options=_alone(),
+            )  # fmt: skip
             self._writer = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise self._save_failed(error) from error
@@ -183,7 +184,9 @@ class Checkpoints:
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ocp = _orbax()
         items = ocp.args.Composite(state=ocp.args.StandardRestore(), header=ocp.args.JsonRestore())
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        inner = ocp.CompositeOptions(multiprocessing_options=_alone())
+        handler = ocp.CompositeCheckpointHandler(composite_options=inner)
+        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
             found = reader.restore(self._path(step), args=items)
         arrays, meta = {name: np.asarray(array) for name, array in found.state.items()}, found.header["meta"]
         if _checksum(arrays, meta) != found.header["checksum"]:
@@ -218,6 +221,13 @@ def _orbax() -> ModuleType:
 
     sys.unraisablehook = hook
     return ocp
+
+
+def _alone() -> Any:
+    """Options with which Orbax does not wait for other processes: what is saved is whole, on one host."""
+    host = jax.process_index()
+    options = _orbax().options.MultiprocessingOptions
+    return options(primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host{host}")
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from alphallm.config import from_dict, to_dict
-from alphallm.display import Progress, print_table
+from alphallm.display import Progress, print_table, quiet_console
 from alphallm.errors import UserError
 from alphallm.models import LanguageModel, lora
 from alphallm.models.export import export_weights, flatten, load_export, unflatten
 from alphallm.tasks import TextConfig, data, make_task
 from alphallm.tasks.tokenizer import TOKENIZER, Tokenizer
-from alphallm.training import actor, learner, parallel, replay, run_folder
+from alphallm.training import actor, hosts, learner, parallel, replay, run_folder
 from alphallm.training import steps as steps_lib
 from alphallm.training.checkpoints import Checkpoints
 from alphallm.training.config import Config
@@ -124,6 +124,7 @@ class Trainer:
         return State(parallel.first(state.learner), stored)
 
 
+@hosts.others_alive()
 def train(
     config: Config, workdir: str, console=None, make_trainer: Callable[[Config], Trainer] = Trainer
 ) -> dict[str, float]:
@@ -132,23 +133,26 @@ def train(
     `make_trainer` is for studies that change what an iteration does. Raises UserError where the folder holds a run of
     another config, or the loss is no longer a number.
     """
-    run_folder.check_same_config(workdir, config, FREE_FIELDS)
+    hosts.on_main(lambda: run_folder.check_same_config(workdir, config, FREE_FIELDS))
     trainer = make_trainer(_with_tokenizer_of(workdir, config))
-    run_folder.write_config(workdir, to_dict(config))
-    _save_tokenizer(trainer.task, workdir)
+    hosts.check_same(config, trainer.problems)
+    hosts.on_main(lambda: _write_start(config, trainer.task, workdir))
     rows = problem_rows(trainer.config, "validation")[: config.evaluation.num_problems]
     plain = LanguageModel(lora.plain(config.model), trainer.task.vocabulary.size)
     validation = Validation(plain, trainer.task, config, rows)
     checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), config.checkpoints.keep)
     reference = os.path.join(workdir, "warm_start")  # Its export, once the warm start is over.
     state, start = _restore(trainer, checkpoints)
+    main = hosts.is_main()
+    console = console if main else quiet_console()
     with (
-        run_folder.RunLog(workdir) as log,
+        hosts.asked_to_stop() as asked_to_stop,
+        run_folder.RunLog(workdir, writes=main) as log,
         checkpoints,
         Progress("tick", total=trainer.num_ticks, done=start, console=console) as progress,
     ):
         log.cut_back(start)
-        results = _last_results(workdir)
+        results = _last_results(workdir) if main else {}
         for tick in range(start, trainer.num_ticks):
             state, metrics = trainer.tick(state, tick)
             done = tick + 1
@@ -162,13 +166,27 @@ def train(
             if iteration >= 0 and (iteration % config.evaluation.every == 0 or last):
                 params = lora.merge(parallel.first(state.learner.average_weights), config.model)
                 results, samples = validation(params)
-                if os.path.exists(reference):
+                if main and os.path.exists(reference):
                     log.metrics(done, {"policy/kl_to_warm_start": validation.kl(params, load_export(reference)[0])})
                 _show(progress.console, log, done, iteration, results, samples)
-            if done % config.checkpoints.every == 0 or iteration == 0 or last:
-                checkpoints.save(done, trainer.to_host(state), {"tick": done, "iteration": iteration})
-    _export(trainer, state, os.path.join(workdir, "export"), results)
+            stopping = asked_to_stop() and not last
+            if done % config.checkpoints.every == 0 or iteration == 0 or last or stopping:
+                whole = trainer.to_host(state)
+                if main:
+                    checkpoints.save(done, whole, {"tick": done, "iteration": iteration})
+            if stopping:
+                checkpoints.wait()
+                raise hosts.Preempted(
+                    f"Stopped after tick {done} of {trainer.num_ticks}, as was asked; all is saved in {workdir!r}. The "
+                    "same command continues it."
+                )
+        _export(trainer, state, os.path.join(workdir, "export"), results)
     return results
+
+
+def _write_start(config: Config, task: Any, workdir: str):
+    run_folder.write_config(workdir, to_dict(config))
+    _save_tokenizer(task, workdir)
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[State, int]:
@@ -176,11 +194,21 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[State, int]:
 
     `checkpoints` is the one that the run will save to: it has to know which ones were found damaged.
     """
-    fresh = trainer.initial_state()
-    if checkpoints.latest() is None:
-        return trainer.to_devices(fresh), 0
-    state, meta = checkpoints.restore(fresh)
-    return trainer.to_devices(state), meta["tick"]
+    state, tick = trainer.initial_state(), 0
+
+    def newest():
+        if checkpoints.latest() is None:
+            return state, 0
+        found, meta = checkpoints.restore(state)
+        return found, meta["tick"]
+
+    found = hosts.on_main(newest)
+    if found is not None:
+        state, tick = found
+    chosen = hosts.number_of_main(tick)
+    if not hosts.is_main() and chosen:
+        state, _ = checkpoints.restore(state, chosen)
+    return trainer.to_devices(state), chosen
 
 
 def _last_results(workdir: str) -> dict[str, float]:
@@ -287,13 +315,13 @@ def warm_ticks(config: Config) -> int:
 
 def check(config: Config):
     """Raises UserError for what cannot run on this machine's devices or is contradictory."""
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     for name, value in (
         ("training.problems_per_iteration", config.training.problems_per_iteration),
         ("warm_start.batch_size", config.warm_start.batch_size),
     ):
         if value <= 0 or value % devices:
-            raise UserError(f"{name} is {value}: it must be a positive multiple of the {devices} local devices.")
+            raise UserError(f"{name} is {value}: it must be a positive multiple of the {devices} devices.")
     parts = config.optimizer.micro_batches
     batches = (config.training.problems_per_iteration * config.training.rows_per_lane, config.warm_start.batch_size)
     for rows in batches:
@@ -355,6 +383,8 @@ def _show(console, log: run_folder.RunLog, tick: int, iteration: int, results: d
 
 
 def _export(trainer: Trainer, state: State, folder: str, metrics: dict[str, float]):
+    if not hosts.is_main():
+        return
     # An export is for other machines, which have no such folders.
     config = dataclasses.replace(
         trainer.config,

@@ -1,7 +1,8 @@
 """Device parallelism: the one file that knows of `pmap`.
 
-Functions are written for one device with the axis name "data". Here they are mapped over the local devices: what is
-replicated and what is sharded both carry a leading device axis.
+Functions are written for one device with the axis name "data". Here they are mapped over the devices of all hosts; a
+host gives and gets the arrays of its own devices: what is replicated and what is sharded both carry a leading axis of
+local devices.
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from alphallm.training import hosts
 from alphallm.training.learner import AXIS
 
 
@@ -22,7 +24,7 @@ def use_cores_as_devices(count: int):
 
 
 def pmap(function: Callable, donate: Sequence[int] = ()) -> Callable:
-    """The function on every local device; arguments and results have a leading device axis."""
+    """The function on every device of every host; arguments and results have a leading axis of local devices."""
     return jax.pmap(function, axis_name=AXIS, donate_argnums=tuple(donate))
 
 
@@ -38,9 +40,15 @@ def replicate_key(key: jax.Array) -> jax.Array:
 
 
 def shard(tree):
-    """Splits the leading axis over the local devices. The caller has checked that it divides."""
-    count = jax.local_device_count()
-    return jax.tree.map(lambda x: _place(np.asarray(x).reshape(count, -1, *np.shape(x)[1:])), tree)
+    """This host's part of the leading axis, split over its devices. The caller has checked that it divides."""
+    num_hosts, host, devices = jax.process_count(), jax.process_index(), jax.local_device_count()
+
+    def part(x):
+        x = np.asarray(x)
+        x = x.reshape(num_hosts, devices, -1, *x.shape[1:])[host]
+        return _place(x)
+
+    return jax.tree.map(part, tree)
 
 
 def first(tree):
@@ -50,8 +58,8 @@ def first(tree):
 
 
 def gather(tree):
-    """What `shard` split, whole again, as host arrays."""
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+    """What `shard` split, whole again, as host arrays on all hosts."""
+    return jax.tree.map(lambda x: hosts.gather(np.asarray(x).reshape(-1, *x.shape[2:])), tree)
 
 
 def _place(x):

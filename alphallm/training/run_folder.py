@@ -84,9 +84,10 @@ def check_same_config(folder: str | os.PathLike, config: Any, free: Sequence[str
 class RunLog:
     """Writes a run's metrics and samples; each row is on the disk when the call returns. Close it in the end."""
 
-    def __init__(self, folder: str | os.PathLike, tensorboard: bool = True):
-        """The folder is made if it does not exist. Without `tensorboard` no event files are written."""
-        self.folder = os.fspath(folder)
+    def __init__(self, folder: str | os.PathLike, tensorboard: bool = True, writes: bool = True):
+        """The folder is made if it does not exist. Without `tensorboard` no event files are written, and nothing at
+        all without `writes`: for all hosts but one."""
+        self.folder, self._writes = os.fspath(folder), writes
         self._with_events, self._events, self._first_step = tensorboard, None, 0
         try:
             os.makedirs(folder, exist_ok=True)
@@ -101,6 +102,8 @@ class RunLog:
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs numbers (Python's, NumPy's or JAX's scalars) under their names; one that is not finite is null."""
+        if not self._writes:
+            return
         numbers = {name: _number(value) for name, value in values.items()}
         self._append(_METRICS, json.dumps({"step": step, **numbers}) + "\n")
         if not self._with_events:
@@ -115,12 +118,16 @@ class RunLog:
 
     def sample(self, step: int, title: str, text: str, **details: Any) -> None:
         """Logs one sample in words; `details` (what JSON knows) are kept beside it in samples.jsonl."""
+        if not self._writes:
+            return
         row = {"step": step, "title": title, "text": text, **details}
         self._append(_SAMPLES, json.dumps(row) + "\n")
         self._append(_READABLE, _readable(row))
 
     def cut_back(self, step: int) -> None:
         """Drops what was logged after `step`, and a last row that was not written to its end."""
+        if not self._writes:
+            return
         try:
             for name in (_METRICS, _SAMPLES):
                 path = os.path.join(self.folder, name)

@@ -15,6 +15,7 @@ from alphallm.evaluation.plans import Strategy
 from alphallm.models import LanguageModel
 from alphallm.search import SearchConfig
 from alphallm.tasks import data
+from alphallm.training import hosts
 from alphallm.training.config import Config
 from alphallm.training.learner import Chain, chain_log_prob
 
@@ -32,8 +33,12 @@ class Validation:
     """Evaluates parameters on the same problems, with the same random numbers, each time it is called."""
 
     def __init__(self, model: LanguageModel, task, config: Config, rows: Sequence[Any]):
-        self.model, self.task, self.rows = model, task, rows
+        self.model, self.task = model, task
         self.problems = data.load_problems(task, rows)
+        # Every host answers its share, if there is one for each.
+        count = jax.process_count()
+        share = slice(jax.process_index(), None, count) if len(rows) >= count else slice(None)
+        self.rows, self.shared = rows[share], jax.tree.map(lambda x: x[share], self.problems)
         search, simulations, modes = config.search, config.evaluation.num_simulations, plans.modes(task)
         self.strategies = {
             "greedy": Strategy("greedy", "both", 0, SearchConfig()),
@@ -55,10 +60,11 @@ class Validation:
     def __call__(self, params) -> tuple[dict[str, float], list[Sample]]:
         """Solve rates by strategy, and samples of the search's answers."""
         results = {
-            name: compare.solve_all(self.model, self.task, strategy, params, self.problems)[0]
+            name: compare.solve_all(self.model, self.task, strategy, params, self.shared)[0]
             for name, strategy in self.strategies.items()
         }
-        rates = {name: float(np.mean(result.reward_B)) for name, result in results.items()}
+        solved = {name: np.array([np.sum(result.reward_B), len(result.reward_B)]) for name, result in results.items()}
+        rates = {name: float(np.divide(*hosts.total(each))) for name, each in solved.items()}
         return rates, self._samples(results[self._shown])
 
     def _samples(self, result) -> list[Sample]:
