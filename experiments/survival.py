@@ -8,6 +8,9 @@ and compiles, while it trains, while it saves), and started again each time unti
     bit, and so do the weights that it exported,
 *   and so does every logged metric of every tick, logged once.
 
+With --processes=2 the run is one of several processes, as on several hosts, and each kill is of one of them: the others
+must end within `experiments.launch.local.GRACE_SECONDS`, and the restart of all must continue.
+
 A second table shows what a user is told where a run can not go on, that the exit status says so, and that the
 checkpoints before are as they were. The kills share one cache of compiled programs, empty at first, so that some fall
 into compiling and into writing that cache.
@@ -31,6 +34,7 @@ from typing import Any
 from absl import flags
 
 from alphallm.config import run_main
+from experiments.launch.local import GRACE_SECONDS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = "configs/debug.py"
@@ -50,6 +54,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("ticks", 0, "The run's length; by default three ticks for each kill.")
     flags.DEFINE_integer("seed", 0, "Of the moments of the kills.")
     flags.DEFINE_list("cpu_devices", ["1", "2"], "On how many virtual devices; the whole is done once for each.")
+    flags.DEFINE_integer("processes", 1, "How many processes share the devices, as hosts do; one of them is killed.")
     flags.DEFINE_bool("failures", True, "Also show what is said where a run can not go on.")
     flags.DEFINE_string("output", "", "A folder for the runs; by default one that is deleted in the end.")
 
@@ -64,7 +69,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         faults: list[str] = []
         for devices in map(int, options.cpu_devices if options.kills else []):
             ticks = options.ticks or max(12, 3 * options.kills)
-            kills, found = survive(root / f"devices_{devices}", options.kills, ticks, devices, options.seed)
+            folder = root / f"devices_{devices}"
+            kills, found = survive(folder, options.kills, ticks, devices, options.seed, processes=options.processes)
             print_table(f"{devices} devices", [dataclasses.asdict(kill) for kill in kills])
             print(f"{devices} devices: {'; '.join(found) or 'equal to the unbroken run, bit for bit'}", flush=True)
             faults += found
@@ -85,6 +91,8 @@ class Kill:
     logged: int  # the last tick in its metrics.
     checkpoint: int  # the newest complete one at that moment, 0 if there is none.
     continued: int  # the checkpoint that the next process continued from.
+    victim: int = 0  # which process.
+    ended_after: float = 0.0  # seconds until all others had ended.
 
 
 def survive(
@@ -95,12 +103,15 @@ def survive(
     seed: int,
     cache: pathlib.Path | None = None,
     program: Sequence[str] = ("-m", "alphallm.train"),
+    processes: int = 1,
 ) -> tuple[list[Kill], list[str]]:
     """Kills a run `number` times: the kills, and what was wrong (nothing, if all is well).
 
     `cache` keeps compiled programs; without it two new ones are used, so that the killed run has to compile. `program`
-    is what Python is told to run.
+    is what Python is told to run. Of several `processes` one is killed each time.
     """
+    if processes > 1:
+        program = ("-m", "experiments.launch.local", f"--processes={processes}", f"--devices={devices}")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     unbroken, killed = root / "unbroken", root / "killed"
@@ -121,14 +132,22 @@ def survive(
         # Where all is compiled already, four seconds end within the imports: at least one kill comes before the end.
         startup = min(whole, 4.0 if cache else whole if i == 0 else 8.0)
         wait_for_moment(process, killed, kind, (i + 1) * ticks // (number + 1), startup, generator)
-        process.send_signal(signal.SIGKILL)
+        victim = generator.randrange(processes)
+        if process.poll() is None:
+            os.kill(process.pid if processes == 1 else children(process.pid)[victim], signal.SIGKILL)
+        at = time.monotonic()
         told = process.communicate()[0]
         if process.returncode == 0:  # It was faster than its kill.
             break
-        if process.returncode != -signal.SIGKILL:
+        if process.returncode != -signal.SIGKILL and processes == 1:
             faults.append(f"process {i} ended by itself with status {process.returncode}: {told[-300:]}")
             break
-        kills.append(Kill(kind, round(time.monotonic() - began, 2), last_logged(killed), newest_checkpoint(killed), -1))
+        waited = time.monotonic() - at
+        if waited > GRACE_SECONDS:
+            faults.append(f"the others hung for {waited:.0f} s after kill {i}")
+        seconds = round(at - began, 2)
+        seen = last_logged(killed), newest_checkpoint(killed)
+        kills.append(Kill(kind, seconds, *seen, -1, victim, round(waited, 1)))
         note_continuation(kills, first_tick(told), i, faults)
     process = start(arguments, killed, devices, cache or root / "cache_killed", program)
     told = process.communicate()[0]
@@ -155,16 +174,21 @@ def start(
     cache: pathlib.Path,
     program: Sequence[str] = ("-m", "alphallm.train"),
 ) -> subprocess.Popen:
-    flags_of_xla = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     environment = {
         **os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": flags_of_xla,
+        "XLA_FLAGS": without_device_count(os.environ.get("XLA_FLAGS", "")),
         "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }  # fmt: skip
-    command = [sys.executable, *program, f"--workdir={workdir}", f"--cpu_devices={devices}", *arguments]
+    command = [sys.executable, *program, f"--workdir={workdir}", *arguments]
+    if "experiments.launch.local" not in program:
+        command.append(f"--cpu_devices={devices}")
     return subprocess.Popen(
         command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def without_device_count(flags_of_xla: str) -> str:
+    return re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags_of_xla)
 
 
 def wait_for_moment(process, workdir: pathlib.Path, kind: str, tick: int, startup: float, generator: random.Random):
@@ -185,6 +209,15 @@ def wait(process, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process started, in their order; waits for them to be there."""
+    path = pathlib.Path(f"/proc/{parent}/task/{parent}/children")
+    deadline = time.monotonic() + 10
+    while not path.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [int(number) for number in path.read_text().split()]
 
 
 def saving(workdir: pathlib.Path) -> bool:

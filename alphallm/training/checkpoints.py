@@ -119,7 +119,7 @@ class Checkpoints:
         passed_over = []
         for candidate in candidates:
             try:
-                arrays, meta = self._read(candidate)
+                arrays, meta = self.read(candidate)
             except Exception as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 if step is not None:
@@ -181,7 +181,8 @@ class Checkpoints:
         if self._writer is not None:
             self._writer.wait_until_finished()
 
-    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays of a step by their names, and `meta`; raises whatever is wrong with them."""
         ocp = _orbax()
         items = ocp.args.Composite(state=ocp.args.StandardRestore(), header=ocp.args.JsonRestore())
         inner = ocp.CompositeOptions(multiprocessing_options=_alone())

@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from alphallm.errors import UserError
 
-_GRACE_SECONDS = 90  # that the others have, when one is gone, to end with a sentence of their own.
+GRACE_SECONDS = 90  # that the others have, when one is gone, to end with a sentence of their own.
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def launch(
-    arguments: Sequence[str], processes: int, devices: int, platform: str = "cpu", **popen: object
+    arguments: Sequence[str], processes: int, devices: int, platform: str = "cpu", **popen: Any
 ) -> list[subprocess.Popen]:
     """Starts `alphallm.train` in each process; UserError where the devices do not go round."""
     if processes < 1 or devices < processes or devices % processes:
@@ -48,12 +49,12 @@ def launch(
     each = devices // processes
     started = []
     for index in range(processes):
-        environment = {**os.environ, **popen.get("env", {})}  # type: ignore[dict-item]
+        environment = {**os.environ, **popen.get("env", {})}
         if platform == "gpu":
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(index * each, (index + 1) * each)))
         place = [f"--distributed=localhost:{port},{index},{processes}", f"--cpu_devices={each}"]
         command = [sys.executable, "-m", "alphallm.train", *place, *arguments]
-        started.append(subprocess.Popen(command, **{**popen, "env": environment}))  # type: ignore[call-overload]
+        started.append(subprocess.Popen(command, **{**popen, "env": environment}))
     return started
 
 
@@ -72,7 +73,7 @@ def wait(processes: Sequence[subprocess.Popen]) -> int:
         time.sleep(0.1)
         status = status or next((process.returncode for process in processes if process.returncode), 0)
         if status and deadline is None:
-            deadline = time.monotonic() + _GRACE_SECONDS
+            deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 process.kill()
