@@ -25,6 +25,7 @@ from alphallm.tasks import make_task
 def define_flags() -> None:
     # Not while the module is imported: several mains have flags of the same name.
     flags.DEFINE_string("workdir", "", "The folder of a run or of exported weights.")
+    flags.DEFINE_string("task_file", "", "The problem in the file format of its field, such as PDDL for blocksworld.")
     flags.DEFINE_integer("simulations", 0, "Simulations of the search; 0 takes those that the run evaluates with.")
     flags.DEFINE_string(
         "mode", "", f"What the search may see, of {', '.join(MODES)}; by default all that the task allows."
@@ -39,7 +40,9 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     options = flags.FLAGS
     if not options.workdir:
         raise UserError("Give --workdir=FOLDER: the folder of a run or of exported weights.")
-    if len(arguments) != 1:
+    if options.task_file and arguments:
+        raise UserError(f"Give one problem: {arguments[0]!r} or --task_file={options.task_file}.")
+    if not options.task_file and len(arguments) != 1:
         raise UserError(f'Give one problem in quotes, for example "4 9 10 13", not {len(arguments)}.')
     if options.mode:
         plans.check_names([options.mode], MODES, "mode")
@@ -53,7 +56,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     mode = options.mode or plans.modes(task)[0]
     if mode not in plans.modes(task):
         raise UserError(f"The task {task.name} does not verify itself: leave --mode={mode} out.")
-    problem = jax.tree.map(lambda x: np.asarray(x)[None], task.problem(arguments[0]))
+    text = task.from_file(read(options.task_file)) if options.task_file else arguments[0]
+    problem = jax.tree.map(lambda x: np.asarray(x)[None], task.problem(text))
     model = LanguageModel(config.model, task.vocabulary.size)
     simulations = options.simulations or config.evaluation.num_simulations
     strategy = plans.with_simulations(task, config.search, "search", mode, simulations)
@@ -65,7 +69,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     how = f"{strategy.knob_text} candidates · {mode}"
     spent = f"{int(tree.tokens_generated_B[0])} tokens generated, {int(tree.expanded_BN.sum())} nodes expanded"
-    say(f"{arguments[0]} · {how}")
+    say(f"{text} · {how}")
     say(spent)
     if best.found_B[0]:
         print_table("", path_rows(task, tree, best), console)
@@ -81,12 +85,20 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         steps = "; ".join(report.answer_text(task, answer, 0))
         whose = "" if best.found_B[0] else "No finished answer in the tree; the model's likeliest one: "
         found = f"{whose}{steps}. {said}"
-        tree_page.write(options.tree, task, arguments[0], tree, best, f"{how} · {spent}", found)
+        tree_page.write(options.tree, task, text, tree, best, f"{how} · {spent}", found)
         say(f"The tree is in {options.tree}.")
     if options.targets:
         for number, node in enumerate(nodes_on_path(best), 1):
             title = f"Targets at node {number} of the path: value {planned.value_BN[0, node]:.3f}"
             print_table(title, target_rows(task, tree, planned, node), console)
+
+
+def read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--task_file={path} can not be read ({error}): give a text file.") from error
 
 
 def grow(model, task, config, target_config, params, problem, verified_B, seed):

@@ -98,6 +98,10 @@ class Task:
         """The problem that a user wrote; ProblemError where it is malformed or has no solution."""
         raise NotImplementedError
 
+    def from_file(self, text: str) -> str:
+        """The problem in words of a file in its field's own format."""
+        raise UserError(f"The task {self.name} reads no files: give the problem in words.")
+
     def load(self, row: Any, index: int) -> Problem:
         """The problem of a split's row."""
         return self.problem(row, index)

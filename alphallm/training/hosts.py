@@ -53,7 +53,6 @@ def start(how: str):
     address, index, count = (None, None, None) if how == "auto" else _parse(how)
     if address and index:
         _wait_for(address)  # JAX's own attempt would end the process with a C++ stack trace.
-    jax.config.update("jax_enable_preemption_service", False)  # `asked_to_stop` does it.
     try:
         jax.distributed.initialize(
             address, count, index,
@@ -178,7 +177,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
     def restore():
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None is JAX's own, in C++.
 
     if threading.current_thread() is threading.main_thread():  # Others can not set handlers.
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
