@@ -84,6 +84,7 @@ def read(model: LanguageModel, params, hidden_BXE: jax.Array, index_B: jax.Array
     return model.logits(params, hidden_BE), jax.nn.sigmoid(model.value_logit(params, hidden_BE))
 
 
+@jax.named_scope("prefill")
 def prefill(model: LanguageModel, params, problem: Problem) -> Prefix:
     """Runs the prompts [B, P] and returns the prefix that a first step continues."""
     batch, size = problem.tokens_P.shape
@@ -93,6 +94,7 @@ def prefill(model: LanguageModel, params, problem: Problem) -> Prefix:
     return Prefix(hidden.keys_values, positions < problem.length[:, None], problem.length, logits_BV, value_B)
 
 
+@jax.named_scope("append")
 def append(
     model: LanguageModel, params, past: KeyValues, mask_BS, length_B, tokens_BL, step_length_B
 ) -> tuple[KeyValues, jax.Array, jax.Array]:

@@ -254,6 +254,7 @@ class _Expander:
         dead_end_B = ~jnp.any(node.valid_BK, -1)
         return jnp.where(dead_end_B, 0.0, jnp.maximum(value_B, best_B))
 
+    @jax.named_scope("gather_pages")
     def _past(self, prompt: decode.Prefix, pages: KeyValues, path_length_BD, depth_B):
         """Joins the prompt's cache and the path's pages `[Y, B, G, D, L, C]` along S; the mask says what is real."""
         past = jax.tree.map(
@@ -269,6 +270,7 @@ class _Expander:
         missing = max(0, least - candidates.length_BK.shape[1])
         return decode.with_empty(candidates, missing, self.task.vocabulary.pad)
 
+    @jax.named_scope("propose")
     def _propose(self, prefix: decode.Prefix, state, keys_B, proposer: str, num: int) -> decode.Candidates:
         config, vocabulary = self.config, self.task.vocabulary
         step_end_SV = jnp.asarray(vocabulary.step_end_SV)
@@ -286,6 +288,7 @@ class _Expander:
             candidates = dataclasses.replace(candidates, prior_logits_BK=candidates.log_prob_BK)
         return candidates
 
+    @jax.named_scope("verify")
     def _node(
         self, candidates, state, expanded_B, legal_B, depth_B, raw_value_B, path_BD, path_length_BD, length_B,
         log_prob_B, likelihood_B,

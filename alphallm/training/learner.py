@@ -136,8 +136,9 @@ def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn,
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
         (gradient, metrics), _ = lax.scan(add, nothing, split)
     gradient, metrics = lax.pmean((gradient, metrics), AXIS)
-    changes, optimizer = make_optimizer(config, total_steps).update(gradient, learner.optimizer, learner.params)
-    params = optax.apply_updates(learner.params, changes)
+    with jax.named_scope("optimizer"):
+        changes, optimizer = make_optimizer(config, total_steps).update(gradient, learner.optimizer, learner.params)
+        params = optax.apply_updates(learner.params, changes)
     # Early averages are shorter, so that the first evaluations are not those of random weights.
     decay = jnp.minimum(config.ema_decay, (1.0 + learner.step) / (10.0 + learner.step))
     decay = jnp.where(config.ema_decay > 0, decay, 0.0)
@@ -209,6 +210,7 @@ def _fewer_candidates(rows: Row, num: int) -> Row:
 _PER_CANDIDATE = ("tokens_KL", "length_K", "written_K", "log_prob_K", "offset_K", "value_K", "value_weight_K")
 
 
+@jax.named_scope("score")
 def score(model: LanguageModel, params, rows: Row, tool: Tool | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-probability [R, K] and value logit [R, K] of every candidate, and the value logit [R] of the node.
 

@@ -49,6 +49,7 @@ def add(replay: Replay, row: Row, problem: Problem) -> Replay:
     )
 
 
+@jax.named_scope("replay")
 def sample(replay: Replay, key_B: jax.Array, num: int, by_surprise: float = 0.0) -> tuple[Row, jax.Array]:
     """Draws `num` valid rows of each lane, with replacement: leaves [B * num, ...], and their ages [B * num].
 

@@ -76,6 +76,7 @@ class Row:
     valid: jax.Array  # bool: False for padding rows.
 
 
+@jax.named_scope("targets")
 def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: jax.Array) -> Planned:
     """Improved policies and values of every node, from the last node to the root (children come after parents).
 
