@@ -23,7 +23,7 @@ DEVICES = {
     "h100": 80, "h200": 141,
 }  # fmt: skip
 GIB = 2**30
-_USABLE = 0.92  # of a device's memory: the runtime keeps some for itself.
+USABLE = 0.92  # of a device's memory: the runtime keeps some for itself.
 
 
 def define_flags() -> None:
@@ -51,7 +51,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     print_table(f"Memory of one device, in GiB: {options.config}", plan.table())
     if options.measure:
         print_table("Measured on this machine, in GiB", plan.measure())
-    limit = DEVICES[options.device] * GIB * _USABLE if options.device else host_memory() * _USABLE
+    limit = DEVICES[options.device] * GIB * USABLE if options.device else host_memory() * USABLE
     where = options.device or "this machine"
     fits = "fits into" if plan.peak <= limit else "does not fit into"
     print(f"The peak, {plan.peak / GIB:.2f} GiB, {fits} the {limit / GIB:.1f} GiB that {where} has for it.")
@@ -188,12 +188,12 @@ class Plan:
         for name, (function, given) in self._calls().items():
             compiled = function.lower(*given).compile()
             gc.collect()
-            before = _reset_peak()
+            before = reset_peak()
             filled = jax.tree.map(_zeros, given)
             jax.block_until_ready(filled)
             jax.block_until_ready(compiled(*filled))
             rows.append(
-                {"function": name, "planned": self.needs[name].peak / GIB, "measured": (_peak() - before) / GIB}
+                {"function": name, "planned": self.needs[name].peak / GIB, "measured": (peak() - before) / GIB}
             )
             del filled
         return rows
@@ -239,14 +239,14 @@ def _zeros(shape: Any) -> Any:
     return parallel.pmap(lambda _: jnp.ones(shape.shape[1:], shape.dtype))(jnp.zeros(1))
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Begins a new peak of this process's memory; what it holds now."""
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
     return _status("VmRSS")
 
 
-def _peak() -> int:
+def peak() -> int:
     return _status("VmHWM")
 
 

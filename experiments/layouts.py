@@ -29,12 +29,13 @@ from experiments.launch.local import launch, wait
 
 LAYOUTS = ("1x1", "1x2", "1x4", "1x8", "2x4")
 FLOAT32 = {
-    "training.num_iterations": 1, "warm_start.data": "none", "training.problems_per_iteration": 8,
+    "training.num_iterations": 1, "warm_start.data": "none", "warm_start.batch_size": 8,
+    "training.problems_per_iteration": 8,
     "evaluation.every": 1, "checkpoints.every": 1, "training.overfit": "", "evaluation.num_problems": 4,
 }  # fmt: skip
 FLOAT64 = {
     **FLOAT32, "model.dtype": "float64", "training.num_iterations": 20, "warm_start.data": "random_play",
-    "warm_start.num_steps": 20, "warm_start.batch_size": 8, "evaluation.every": 20, "checkpoints.every": 5,
+    "warm_start.num_steps": 20, "evaluation.every": 20, "checkpoints.every": 5,
     "checkpoints.keep": 10,
 }  # fmt: skip
 TOLERANCE_FLOAT32 = 1e-5  # of a weight after an iteration, absolute.
