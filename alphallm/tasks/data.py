@@ -58,7 +58,8 @@ def generated(config: TaskConfig, split: str, data_dir: str = "") -> list[str]:
 def builder_of(builder, made, folder: pathlib.Path):
     """The builder of a config made on the spot; TFDS wants those that the class lists by their name."""
     config = made.name if made.name in builder.builder_configs else made
-    return builder(config=config, data_dir=folder, file_format="array_record")
+    with _quietly():
+        return builder(config=config, data_dir=folder, file_format="array_record")
 
 
 def read(builder, split: str, manual_dir: pathlib.Path | None = None) -> list[str]:
