@@ -183,6 +183,7 @@ def _decode(model, params, prefix: Prefix, beams: _Beams, select: _Select, step_
     shared = Past(prefix.past, prefix.mask_BS[:, None])
     step_end_SV = jnp.asarray(step_end_SV, jnp.int32)
 
+    @jax.named_scope("choose")
     def extend(t, logits_BJV, beams: _Beams, suffix: KeyValues) -> tuple[_Beams, KeyValues]:
         """Chooses token t of every beam that has not ended, and moves the beams to their parents' histories."""
         log_probs_BJV = jax.nn.log_softmax(logits_BJV)

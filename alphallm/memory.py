@@ -192,9 +192,7 @@ class Plan:
             filled = jax.tree.map(_zeros, given)
             jax.block_until_ready(filled)
             jax.block_until_ready(compiled(*filled))
-            rows.append(
-                {"function": name, "planned": self.needs[name].peak / GIB, "measured": (peak() - before) / GIB}
-            )
+            rows.append({"function": name, "planned": self.needs[name].peak / GIB, "measured": (peak() - before) / GIB})
             del filled
         return rows
 

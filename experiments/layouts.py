@@ -2,18 +2,19 @@
 
 A layout is processes x devices, all processes together; several processes meet over gloo. For each of them
 
-*   one iteration in float32 from the same random weights: what self-play stored must be the same, and the weights after
-    the learner's steps must agree,
-*   20 iterations in float64, warm start before them: everything in the last checkpoint must agree.
+*   a whole run in float64, warm start and 20 iterations: everything in the last checkpoint must agree,
+*   one iteration in float32 from the same weights: the tokens and all other whole numbers that self-play stored must be
+    the same, its real numbers and the weights after the learner's steps must agree.
 
 (In float32 a sum over another number of parts differs in its last bits, and a search turns a last bit into another
-choice sooner or later; in float64 twenty iterations are too few for that.) Last, a run begun on the layout with most
-devices is continued on fewer, and must end as the others did.
-"""
+(In float32 a sum over another number of parts differs in its last bits, and a search makes another choice of a last bit
+sooner or later; in float64 twenty iterations are too few for that.) Last, the run of the layout with most devices is
+taken back to an early checkpoint and continued on fewer, twice, and must end as the others did.
 
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,18 +29,19 @@ from experiments import survival
 from experiments.launch.local import launch, wait
 
 LAYOUTS = ("1x1", "1x2", "1x4", "1x8", "2x4")
-FLOAT32 = {
-    "training.num_iterations": 1, "warm_start.data": "none", "warm_start.batch_size": 8,
-    "training.problems_per_iteration": 8,
-    "evaluation.every": 1, "checkpoints.every": 1, "training.overfit": "", "evaluation.num_problems": 4,
-}  # fmt: skip
+TICKS = 25
 FLOAT64 = {
-    **FLOAT32, "model.dtype": "float64", "training.num_iterations": 20, "warm_start.data": "random_play",
-    "warm_start.num_steps": 20, "evaluation.every": 20, "checkpoints.every": 5,
-    "checkpoints.keep": 10,
+    "model.dtype": "float64", "training.num_iterations": TICKS - 5, "warm_start.num_steps": 100,
+    "warm_start.batch_size": 8, "training.problems_per_iteration": 8, "training.overfit": "",
+    "evaluation.num_problems": 4, "evaluation.every": TICKS, "checkpoints.every": 5, "checkpoints.keep": 10,
 }  # fmt: skip
-TOLERANCE_FLOAT32 = 1e-5  # of a weight after an iteration, absolute.
-TOLERANCE_FLOAT64 = 1e-9  # of anything after 20 iterations, absolute.
+FLOAT32 = {
+    **FLOAT64, "model.dtype": "float32", "training.num_iterations": 1, "warm_start.data": "none",
+    "optimizer.warmup_steps": 1,
+}  # fmt: skip
+# Of any number, in units of the larger of it and 1.
+TOLERANCE_FLOAT32 = 1e-4
+TOLERANCE_FLOAT64 = 1e-9
 
 
 def define_flags() -> None:
@@ -62,21 +64,35 @@ def compare(root: pathlib.Path, layouts: list[str], cache: pathlib.Path | None =
     """A row for each layout but the first, and one for the run that changes its layout."""
     run = functools.partial(train, cache=cache or root / "cache")
     for layout in layouts:
-        run(root / f"float32_{layout}", layout, FLOAT32)
         run(root / f"float64_{layout}", layout, FLOAT64)
+        start = {"init_from": root / f"float64_{layouts[0]}" / "warm_start"}
+        run(root / f"float32_{layout}", layout, {**FLOAT32, **start})
         print(f"{layout} done", flush=True)
-    single = [layout for layout in layouts if layout.startswith("1x")]
-    moving = [max(single, key=devices_of), *sorted(set(single[:2]), key=devices_of)[::-1]]
-    for number, layout in enumerate(moving, start=1):
-        run(root / "moving", layout, {**FLOAT64, "training.num_iterations": 20 * number // len(moving)})
-    rows = []
-    for layout in layouts[1:]:
-        one, other = (root / f"float32_{each}" for each in (layouts[0], layout))
-        whole, moved = (root / f"float64_{each}" for each in (layouts[0], layout))
-        rows.append(verdict(layout, (stored(one), stored(other)), (stored(whole), stored(moved))))
-    same = stored(root / f"float64_{layouts[0]}")
-    rows.append(verdict(" then ".join(moving), ({}, {}), (same, stored(root / "moving"))))
-    return rows
+    most, fewer = max(layouts, key=devices_of), sorted(layouts, key=devices_of)[1::-1]
+    moving = root / "moving"
+    shutil.rmtree(moving, ignore_errors=True)
+    shutil.copytree(root / f"float64_{most}", moving)
+    for number, layout in enumerate(fewer, start=1):
+        take_back(moving, number * TICKS // 3)
+        run(moving, layout, FLOAT64)
+    rows = [
+        verdict(
+            layout,
+            *(stored(root / f"{kind}_{each}") for kind in ("float32", "float64") for each in (layouts[0], layout)),
+        )
+        for layout in layouts[1:]
+    ]
+    whole = _furthest(stored(root / f"float64_{layouts[0]}"), stored(moving))
+    moved = {"layout": f"{most}, then {', then '.join(fewer)}", "all after 20 iterations, float64": whole}
+    return [*rows, {**moved, "verdict": "right" if whole <= TOLERANCE_FLOAT64 else "wrong"}]
+
+
+def take_back(workdir: pathlib.Path, tick: int) -> None:
+    """Forgets the checkpoints after a tick."""
+    steps = [path for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
+    for path in steps:
+        if int(path.name) > tick:
+            shutil.rmtree(path)
 
 
 def devices_of(layout: str) -> int:
@@ -122,26 +138,30 @@ def stored(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def verdict(layout: str, float32: tuple[Any, Any], float64: tuple[Any, Any]) -> dict[str, Any]:
-    played = _furthest(*float32, only="replay/")
-    learned = _furthest(*float32, only="learner/params")
-    whole = _furthest(*float64)
-    right = not played and (learned or 0.0) <= TOLERANCE_FLOAT32 and (whole or 0.0) <= TOLERANCE_FLOAT64
-    return {
-        "layout": layout,
-        "stored by self-play": played,
-        "weights after one iteration": learned,
-        "all after 20, float64": whole,
-        "verdict": "right" if right else "wrong",
+def verdict(layout: str, one32, other32, one64, other64) -> dict[str, Any]:
+    played = [{name: x for name, x in each.items() if name.startswith("replay/")} for each in (one32, other32)]
+    whole = [{name: x for name, x in each.items() if x.dtype.kind != "f"} for each in played]
+    real = [{name: x for name, x in each.items() if x.dtype.kind == "f"} for each in played]
+    learned = [{name: x for name, x in each.items() if name.startswith("learner/params/")} for each in (one32, other32)]
+    furthest = {
+        "self-play, whole numbers": _furthest(*whole),
+        "self-play, real numbers": _furthest(*real),
+        "weights learned from it": _furthest(*learned),
+        "all after 20 iterations, float64": _furthest(one64, other64),
     }
+    exact, *close, last = furthest.values()
+    right = exact == 0 and max(close) <= TOLERANCE_FLOAT32 and last <= TOLERANCE_FLOAT64
+    return {"layout": layout, **furthest, "verdict": "right" if right else "wrong"}
 
 
-def _furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray], only: str = "") -> float | None:
-    """The largest difference of any number in either; None where there is nothing to compare."""
-    names = [name for name in one if name.startswith(only)]
-    if not names:
-        return None
-    return max(float(np.max(np.abs(one[name].astype(np.float64) - other[name]))) for name in names)
+def _furthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """The largest difference of any number in either, in units of the larger of it and 1."""
+
+    def apart(x, y):
+        x = x.astype(np.float64)
+        return float(np.max(np.abs(x - y) / np.maximum(np.abs(x), 1.0)))
+
+    return max(apart(one[name], other[name]) for name in one)
 
 
 if __name__ == "__main__":

@@ -188,8 +188,9 @@ class Transformer(nnx.Module):
             attended, keys_values = self._attention(layer, normed, cos_BX1C, sin_BX1C, cached, bias, alone)
             x_RE = x_RE + attended
             normed = _rms_norm(x_RE, layer["mlp_norm"], self.config.norm_epsilon)
-            hidden = jax.nn.silu(self._project(layer, "gate", normed)) * self._project(layer, "up", normed)
-            x_RE = x_RE + self._project(layer, "down", hidden)
+            with jax.named_scope("mlp"):
+                hidden = jax.nn.silu(self._project(layer, "gate", normed)) * self._project(layer, "up", normed)
+                x_RE = x_RE + self._project(layer, "down", hidden)
             return x_RE, keys_values
 
         layers = {name: parameter[...] for name, parameter in self.layers.named().items()}
@@ -198,6 +199,7 @@ class Transformer(nnx.Module):
         x_RE = _rms_norm(x_RE, self.final_norm[...], self.config.norm_epsilon)
         return Hidden(x_RE.reshape(*tokens_BX.shape, -1), keys_values)
 
+    @jax.named_scope("attention")
     def _attention(self, layer, x_RE, cos_BX1C, sin_BX1C, cached, bias, alone: bool):
         config = self.config
         b, x = cos_BX1C.shape[:2]
@@ -240,6 +242,7 @@ class Transformer(nnx.Module):
             y = y + self.config.lora.scale * ((x @ layer[f"{name}_lora_a"]) @ layer[f"{name}_lora_b"])
         return y
 
+    @jax.named_scope("policy_head")
     def logits(self, hidden_E: jax.Array) -> jax.Array:
         """The policy head: next-token logits, float32, for hidden states `[..., E]`."""
         table = self.embedding if self.config.tied_embeddings else self.unembedding
@@ -251,6 +254,7 @@ class Transformer(nnx.Module):
             logits = logits + self.config.lora.scale * jnp.matmul(hidden_E @ a, b, preferred_element_type=wide)
         return logits
 
+    @jax.named_scope("value_head")
     def value_logit(self, hidden_E: jax.Array) -> jax.Array:
         """The value head: the logit of the expected outcome in [0, 1], float32, for hidden states `[..., E]`."""
         h = jax.nn.silu(_widened(hidden_E) @ self.value_hidden[...] + _like(self.value_hidden_bias[...], hidden_E))

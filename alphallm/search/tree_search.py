@@ -129,8 +129,8 @@ def search(
         rng_key=jax.random.key(0),  # Split by mctx and read by nobody.
         root=mctx.RootFnOutput(prior_logits=prior_logits, value=value_B, embedding=root),
         recurrent_fn=recurrent_fn,
-        root_action_selection_fn=selection.root_action_selection(config),
-        interior_action_selection_fn=selection.interior_action_selection(config),
+        root_action_selection_fn=jax.named_scope("select")(selection.root_action_selection(config)),
+        interior_action_selection_fn=jax.named_scope("select")(selection.interior_action_selection(config)),
         num_simulations=config.num_simulations,
         max_depth=task.max_steps,
         invalid_actions=~root.open_BK,

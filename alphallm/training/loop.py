@@ -97,10 +97,13 @@ class Trainer:
     def _iterate(self, state: State, iteration: int):
         self._source = None
         problem = parallel.shard(self._batch(iteration))
-        key = parallel.replicate_key(key_for(self.config, steps_lib.SELF_PLAY, iteration))
-        rows, problem, played = self.steps.self_play(state.learner.weights, state.replay, problem, self.lanes, key)
-        key = parallel.replicate_key(key_for(self.config, steps_lib.LEARN, iteration))
-        trained, stored, learned = self.steps.learn(state.learner, state.replay, rows, problem, self.lanes, key)
+        # Both keys before anything large is started: they come from the device, which would make the host wait for it.
+        play_key, learn_key = (
+            parallel.replicate_key(key_for(self.config, purpose, iteration))
+            for purpose in (steps_lib.SELF_PLAY, steps_lib.LEARN)
+        )
+        rows, problem, played = self.steps.self_play(state.learner.weights, state.replay, problem, self.lanes, play_key)
+        trained, stored, learned = self.steps.learn(state.learner, state.replay, rows, problem, self.lanes, learn_key)
         return State(trained, stored), {**_floats(played), **_floats(learned)}
 
     def _batch(self, iteration: int) -> Problem:
