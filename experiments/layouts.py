@@ -7,9 +7,9 @@ A layout is processes x devices, all processes together; several processes meet 
     the same, its real numbers and the weights after the learner's steps must agree.
 
 (In float32 a sum over another number of parts differs in its last bits, and a search turns a last bit into another
-(In float32 a sum over another number of parts differs in its last bits, and a search makes another choice of a last bit
-sooner or later; in float64 twenty iterations are too few for that.) Last, the run of the layout with most devices is
-taken back to an early checkpoint and continued on fewer, twice, and must end as the others did.
+choice sooner or later; in float64 twenty iterations are too few for that.) Last, the run of the layout with most
+devices is taken back to an early checkpoint and continued on fewer, twice, and must end as the others did.
+"""
 
 import functools
 import os
