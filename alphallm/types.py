@@ -100,7 +100,7 @@ class Task(typing.Protocol):
     max_step: int  # L
     max_steps: int  # D
     max_legal_steps: int  # A: of any state.
-    max_later_steps: int  # the same after a first step.
+    max_later_steps: int  # the same after a first legal step.
     self_verifying: bool  # may a solver see the reward at test time?
 
     def problem(self, text: str, index: int = 0) -> "Problem":
@@ -116,7 +116,7 @@ class Task(typing.Protocol):
         """Verifies the first `length` of `tokens_L` as one step from an unbatched state."""
 
     def augment(self, problem: "Problem", key: jax.Array) -> "Problem":
-        """A random problem with the same solutions as an unbatched one; training sees these, evaluation does not."""
+        """A random problem equivalent to an unbatched one; training sees these, evaluation does not."""
 
     def legal_steps(self, state: TaskState) -> "Steps":
         """All legal steps of an unbatched state, for tasks that can list them."""

@@ -5,12 +5,18 @@ A task is known once its config's class is imported: those that are imported her
 
 from alphallm.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from alphallm.tasks.base import ProblemError, Task, TaskConfig
+from alphallm.tasks.blocksworld import Blocksworld, BlocksworldConfig
+from alphallm.tasks.serial import Serial, SerialConfig
 from alphallm.tasks.text import TextConfig, TextTask
 
 __all__ = [
     "Arithmetic",
     "ArithmeticConfig",
+    "Blocksworld",
+    "BlocksworldConfig",
     "ProblemError",
+    "Serial",
+    "SerialConfig",
     "Task",
     "TaskConfig",
     "TextConfig",

@@ -19,7 +19,7 @@ import numpy as np
 from alphallm.errors import UserError
 from alphallm.tasks import solver, splits
 from alphallm.tasks import vocabulary as words
-from alphallm.tasks.base import ProblemError, Task, TaskConfig
+from alphallm.tasks.base import ProblemError, Task, TaskConfig, short
 from alphallm.types import Problem, Steps, Transition, pytree
 
 LARGEST = 32767  # of a numerator or denominator: a sum of two products of two of them still fits an int32.
@@ -103,7 +103,7 @@ class Arithmetic(Task):
         """
         numbers, target = self.parse(text)
         if self.name == "game24" and not solver.solvable(numbers, target):
-            raise ProblemError(f"{text!r} cannot be made into 24 with + - * /: give a puzzle that has a solution.")
+            raise ProblemError(f"{short(text)} cannot be made into 24 with + - * /: give a puzzle that has a solution.")
         return self.build_problem(numbers, target, index)
 
     def parse(self, text: str) -> tuple[tuple[int, ...], int]:
@@ -113,14 +113,14 @@ class Arithmetic(Task):
         pieces, targets = left.split(), right.split()
         for piece in pieces + targets:
             if not (piece.isascii() and piece.isdigit() and len(piece) <= 6):
-                raise ProblemError(f"{text!r} has {piece!r}, which is not a whole number: {self._allowed()}")
+                raise ProblemError(f"{short(text)} has {piece!r}, which is not a whole number: {self._allowed()}")
         if len(pieces) != self.num_numbers or len(targets) != 1:
-            raise ProblemError(f"{text!r} has {len(pieces)} numbers and {len(targets)} targets: {self._allowed()}")
+            raise ProblemError(f"{short(text)} has {len(pieces)} numbers and {len(targets)} targets: {self._allowed()}")
         numbers, target = tuple(sorted(map(int, pieces))), int(targets[0])
         least_target = 24 if self.name == "game24" else 1
         in_range = least_target <= target <= self.config.max_target
         if not in_range or numbers[0] < 1 or numbers[-1] > self.config.max_number:
-            raise ProblemError(f"{text!r} is out of range: {self._allowed()}")
+            raise ProblemError(f"{short(text)} is out of range: {self._allowed()}")
         return numbers, target
 
     def _allowed(self) -> str:

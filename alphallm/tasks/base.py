@@ -28,18 +28,18 @@ class TaskConfig:
 
     names: ClassVar[Sequence[str]] = ()
     version: ClassVar[str] = "1"  # of what `splits` returns: raise it with every change.
-    _class_of: ClassVar[dict[str, type["TaskConfig"]]] = {}
+    class_of: ClassVar[dict[str, type["TaskConfig"]]] = {}  # every task that is known.
 
     def __init_subclass__(cls, names: Sequence[str]):
         cls.names = names
         for name in names:
-            TaskConfig._class_of[name] = cls
+            TaskConfig.class_of[name] = cls
 
     def __post_init__(self):
         if self.name in self.names:
             return
-        if self.name in TaskConfig._class_of:
-            other = TaskConfig._class_of[self.name].__name__
+        if self.name in TaskConfig.class_of:
+            other = TaskConfig.class_of[self.name].__name__
             raise UserError(f"The task {self.name} has a config of its own, {other}: start from one that has it.")
         raise UserError(_unknown(self.name))
 
@@ -49,9 +49,9 @@ class TaskConfig:
         name = values.get("name", "")
         if cls is not TaskConfig:
             return cls
-        if name not in TaskConfig._class_of:
+        if name not in TaskConfig.class_of:
             raise ConfigError(f"{_unknown(name)} One of your own has to be imported before.")
-        return TaskConfig._class_of[name]
+        return TaskConfig.class_of[name]
 
     def make(self) -> "Task":
         """The task of this config."""
@@ -119,7 +119,7 @@ class Task:
         """The problem of a prompt's tokens and its first state, without a batch axis."""
         if len(prompt) > self.max_prompt:
             text = self.vocabulary.decode(prompt)
-            raise ProblemError(f"The prompt has {len(prompt)} tokens, and {self.max_prompt} fit: {_short(text)}")
+            raise ProblemError(f"The prompt has {len(prompt)} tokens, and {self.max_prompt} fit: {short(text)}")
         tokens_P = np.full(self.max_prompt, self.vocabulary.pad, np.int32)
         tokens_P[: len(prompt)] = prompt
         # The fields are declared as device arrays; on the host they are NumPy's.
@@ -152,10 +152,11 @@ def find_step(steps: Steps, tokens_L: jax.Array, length: jax.Array) -> tuple[jax
 
 
 def _unknown(name: str) -> str:
-    known = [*TaskConfig._class_of]
+    known = [*TaskConfig.class_of]
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
     return f"Unknown task {name!r}: did you mean {nearest[0]!r}? Known tasks are {', '.join(known)}."
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A user's text in quotes, cut where it is long."""
     return repr(text if len(text) <= 60 else text[:60] + "…")
