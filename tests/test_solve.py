@@ -32,7 +32,7 @@ def exported(folder, task, **search):
 
 def run(monkeypatch, arguments, **changed):
     values = {
-        "workdir": "", "simulations": 2, "mode": "verified", "targets": False, "tree": "", "params": "average",
+        "workdir": "", "task_file": "", "simulations": 2, "mode": "verified", "targets": False, "tree": "", "params": "average",
         "seed": 0, **changed
     }  # fmt: skip
     monkeypatch.setattr(solve.flags, "FLAGS", types.SimpleNamespace(**values))
@@ -91,6 +91,9 @@ def test_the_verdict_in_words(steps, words):
         (["4", "9", "10", "13"], {}, "one problem in quotes.*not 4"),
         (["4 9 10 13"], {"mode": "blind"}, "Unknown mode 'blind'"),
         (["4 9 10 13"], {"simulations": -1}, "--simulations=-1"),
+        (["4 9 10 13"], {"task_file": "a.pddl"}, "Give one problem: '4 9 10 13' or --task_file=a.pddl"),
+        ([], {"task_file": "/nowhere.pddl"}, "--task_file=/nowhere.pddl can not be read"),
+        ([], {"task_file": __file__}, "The task game24 reads no files"),
         (["4 9 10 13"], {"params": "best"}, "Unknown choice of --params"),
         (["4 9 10 13"], {"workdir": ""}, "Give --workdir"),
         (["4 9 10 13"], {"workdir": "/nowhere"}, "/nowhere"),

@@ -38,7 +38,15 @@ def run(tmp_path_factory):
 
 
 def solved(monkeypatch, folder, question, mode=""):
-    options = {"workdir": str(folder), "simulations": 0, "mode": mode, "targets": False, "tree": "", "seed": 0}
+    options = {
+        "workdir": str(folder),
+        "task_file": "",
+        "simulations": 0,
+        "mode": mode,
+        "targets": False,
+        "tree": "",
+        "seed": 0,
+    }
     monkeypatch.setattr(solve.flags, "FLAGS", types.SimpleNamespace(params="average", **options))
     solve.main([question], {})
 
