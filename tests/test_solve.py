@@ -32,7 +32,8 @@ def exported(folder, task, **search):
 
 def run(monkeypatch, arguments, **changed):
     values = {
-        "workdir": "", "task_file": "", "simulations": 2, "mode": "verified", "targets": False, "tree": "", "params": "average",
+        "workdir": "", "task_file": "", "simulations": 2, "mode": "verified", "targets": False, "tree": "",
+        "params": "average",
         "seed": 0, **changed
     }  # fmt: skip
     monkeypatch.setattr(solve.flags, "FLAGS", types.SimpleNamespace(**values))
