@@ -21,7 +21,7 @@ from absl import logging
 
 from alphallm.errors import UserError, check_range
 from alphallm.tasks import answers, examples, tokenizer
-from alphallm.tasks.base import ProblemError, Task, TaskConfig
+from alphallm.tasks.base import ProblemError, Task, TaskConfig, short
 from alphallm.tasks.calculator import Calculator
 from alphallm.tasks.examples import Example
 from alphallm.tasks.grader import Grader, extract
@@ -105,12 +105,18 @@ class TextTask(Task):
 
     def load(self, example: Example, index: int) -> Problem:
         """The problem of an example, as numpy arrays without a batch axis; ProblemError where it is too long."""
+        prompt = self.prompt(example.question)
+        if len(prompt) > self.max_prompt:
+            raise ProblemError(
+                f"The prompt has {len(prompt)} tokens, and task.max_prompt_tokens is {self.max_prompt}: "
+                f"{short(str(example))}"
+            )
         state: dict[str, Any] = {
             "reference": answers.text_of(example.answer, answers.MOST_BYTES),
             "steps_done": np.int32(0),
             "done": np.bool_(False),
         }
-        return self.make_problem(self.prompt(example.question), TextState(**state), index)
+        return self.make_problem(prompt, TextState(**state), index)
 
     def prompt(self, question: str) -> list[int]:
         """The tokens before the first step."""

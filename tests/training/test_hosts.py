@@ -57,7 +57,6 @@ def test_sigterm_saves_and_the_run_continues(tmp_path):
     [
         ("localhost", "give auto, or HOST:PORT,ID,COUNT"),
         ("localhost:1,2,2", "of 2 processes the IDs are 0 to 1"),
-        ("auto", "finds no SLURM, Open MPI, GKE or Cloud TPU job"),
         ("localhost:1,1,2", "No process 0 answers at localhost:1 for 1 s"),
     ],
 )
@@ -65,6 +64,12 @@ def test_what_can_not_be_joined_is_said(how, words, monkeypatch):
     monkeypatch.setattr(hosts, "CONNECT_SECONDS", 1)
     with pytest.raises(UserError, match=words):
         hosts.start(how)
+
+
+def test_a_machine_without_a_cluster_is_told_so(tmp_path):
+    process = start(["--distributed=auto"], tmp_path / "run")
+    told = process.communicate(timeout=120)[0]
+    assert process.returncode == 1 and "finds no SLURM, Open MPI, GKE or Cloud TPU job" in told, told
 
 
 def test_processes_that_do_not_run_the_same_are_told_so_on_each(tmp_path):
