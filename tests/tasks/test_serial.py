@@ -32,6 +32,7 @@ SMALL = SerialConfig(max_length=5, train_problems=300, validation_problems=30, t
 CONFIGS = {
     "s5": SMALL,
     "s5 at once": dataclasses.replace(SMALL, steps=False),
+    "s5 of transpositions": dataclasses.replace(SMALL, letters="transpositions", min_length=3),
     "s5 longer tests": dataclasses.replace(SMALL, min_test_length=6, max_test_length=8),
     "z60": dataclasses.replace(SMALL, problem="z60"),
     "modular_sum": dataclasses.replace(SMALL, problem="modular_sum", modulus=7, min_length=3),
@@ -205,8 +206,8 @@ def test_problems_are_drawn_evenly():
 def test_generated_splits_never_change():
     """Published numbers stand on them. New values: print the digests, and raise the config's `version`."""
     want = {
-        "s5": "9645b928e942", "z60": "76cc0171692f", "modular_sum": "6dd3440a2f80", "squaring": "15eebb6380d8",
-        "circuit": "d36c8c7adbc0",
+        "s5": "9645b928e942", "s5 of transpositions": "bcfbcae5f93b", "z60": "76cc0171692f",
+        "modular_sum": "6dd3440a2f80", "squaring": "15eebb6380d8", "circuit": "d36c8c7adbc0",
     }  # fmt: skip
     got = {name: hashlib.sha256(repr(splits_of(name)).encode()).hexdigest()[:12] for name in want}
     assert got == want
@@ -243,6 +244,7 @@ def test_text_becomes_tokens_and_back(name):
         ("s5", "12345 54321", "has '12345 54321' where"),
         ("s5", "12345,,54321", "has '' where"),
         ("s5", " , ".join(["12345"] * 6), "has length 6: give 1 to 5 elements"),
+        ("s5 of transpositions", "12354 , 23145", "has '23145' where one of 12354, 12435, …, 52341 is due"),
         ("z60", "3 , 60", "has '60' where one of 0, 1, …, 59 is due"),
         ("z60", "3 , 07", "has '07' where"),
         ("modular_sum", "3 , ٣", "where one of 0, 1, …, 6 is due"),
@@ -271,6 +273,7 @@ def test_a_bad_problem_is_refused_in_one_sentence(name, text, message):
     ("fields", "message"),
     [
         ({"problem": "s6"}, "Unknown problem 's6': give one of s5, z60, modular_sum, squaring, circuit"),
+        ({"letters": "even"}, "Unknown letters 'even': give one of all, transpositions"),
         ({"min_length": 0}, "min_length is 0: give 1 or more"),
         ({"min_length": 5, "max_length": 4}, "lengths of train problems are 5 to 4"),
         ({"min_test_length": 20}, "lengths of test problems are 20 to 12"),
@@ -281,6 +284,15 @@ def test_a_bad_problem_is_refused_in_one_sentence(name, text, message):
 def test_a_bad_config_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         SerialConfig(**fields)
+
+
+def test_transpositions_are_the_ten_that_swap_two():
+    rows = [row for rows in splits_of("s5 of transpositions").values() for row in rows]
+    letters = {word for row in rows for word in row.split(" , ")}
+    assert len(letters) == 10
+    for letter in letters:
+        (chain,) = task_of("s5").solution_texts(f"{letter} , {letter}")
+        assert chain == f"{letter}\nanswer 12345\n" and letter != "12345"
 
 
 def test_too_many_problems_are_refused():

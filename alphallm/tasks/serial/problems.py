@@ -44,11 +44,11 @@ class Words:
     things = "elements"
     other_words: Sequence[str] = ()
 
-    def __init__(self, values: Sequence[str], combine: Callable[[str, str], str]):
-        """`combine(a, b)` is the element that stands for a, then b."""
+    def __init__(self, values: Sequence[str], letters: Sequence[str], combine: Callable[[str, str], str]):
+        """Problems are made of `letters`, some or all of `values`; `combine(a, b)` stands for a, then b."""
         self.values: Sequence[str] = values
-        self._combine = combine
-        self.example = f"{values[-1]} , {values[1]}"
+        self._letters, self._combine = letters, combine
+        self.example = f"{letters[-1]} , {letters[1]}"
 
     def prompt_words(self, length: int) -> int:
         return length
@@ -57,15 +57,15 @@ class Words:
         return []
 
     def draw(self, generator: random.Random, length: int) -> list[Item]:
-        return [[generator.choice(self.values)] for _ in range(length)]
+        return [[generator.choice(self._letters)] for _ in range(length)]
 
     def length(self, items: list[Item]) -> int:
         return len(items)
 
     def results(self, items: list[Item]) -> list[str]:
         for item in items:
-            if len(item) != 1 or item[0] not in self.values:
-                raise ValueError(f"has {' '.join(item)!r} where one of {_range(self.values)} is due")
+            if len(item) != 1 or item[0] not in self._letters:
+                raise ValueError(f"has {' '.join(item)!r} where one of {_range(self._letters)} is due")
         return list(itertools.accumulate((word for (word,) in items), self._combine))
 
 
@@ -150,9 +150,11 @@ class Circuits:
         return ["T" if value else "F" for value in known.values()]
 
 
-def s5() -> Words:
+def s5(letters: str) -> Words:
     """Permutations of five; "31254" takes 1 to 3, 2 to 1 and so on, and they are applied from left to right."""
-    return Words(["".join(digits) for digits in itertools.permutations("12345")], _compose)
+    values = ["".join(digits) for digits in itertools.permutations("12345")]
+    moved = {value: sum(a != b for a, b in zip(value, "12345", strict=True)) for value in values}
+    return Words(values, [value for value in values if letters == "all" or moved[value] == 2], _compose)
 
 
 def _compose(first: str, then: str) -> str:
@@ -161,14 +163,15 @@ def _compose(first: str, then: str) -> str:
 
 def sums(modulus: int) -> Words:
     """Sums modulo a number, the group Z of that order."""
-    return Words([str(x) for x in range(modulus)], lambda a, b: str((int(a) + int(b)) % modulus))
+    values = [str(x) for x in range(modulus)]
+    return Words(values, values, lambda a, b: str((int(a) + int(b)) % modulus))
 
 
 @functools.lru_cache(maxsize=8)
-def make(problem: str, modulus: int, longest: int) -> Problems:
+def make(problem: str, letters: str, modulus: int, longest: int) -> Problems:
     """The problems of a name, up to a length."""
     makers: dict[str, Callable[[], Problems]] = {
-        "s5": s5,
+        "s5": lambda: s5(letters),
         "z60": lambda: sums(60),
         "modular_sum": lambda: sums(modulus),
         "squaring": lambda: Squaring(modulus),

@@ -33,6 +33,7 @@ _MOST_LISTED = 64  # well-formed lines: with more, none is listed.
 _MISSES = 20_000  # draws without a new problem after which there are taken to be no more.
 
 _Kind = Literal["s5", "z60", "modular_sum", "squaring", "circuit"]
+_Letters = Literal["all", "transpositions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,9 @@ class SerialConfig(TaskConfig, names=("serial",)):
     max_length: int = 12
     min_test_length: int = 0  # in the test; 0 takes those of the training.
     max_test_length: int = 0
+    # s5: words are made of all permutations, or of the ten that swap two. These generate the group too, and there are a
+    # twelfth as many products of a prefix and a letter to learn; but the length tells whether the answer is even.
+    letters: _Letters = "all"
     modulus: int = 251  # of modular_sum; squaring: problems have primes up to it, each its own.
     train_problems: int = 20_000
     validation_problems: int = 500
@@ -55,8 +59,9 @@ class SerialConfig(TaskConfig, names=("serial",)):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.problem not in get_args(_Kind):
-            raise UserError(f"Unknown problem {self.problem!r}: give one of {', '.join(get_args(_Kind))}.")
+        for field, known in (("problem", get_args(_Kind)), ("letters", get_args(_Letters))):
+            if getattr(self, field) not in known:
+                raise UserError(f"Unknown {field} {getattr(self, field)!r}: give one of {', '.join(known)}.")
         check_range(self, 1, math.inf, "min_length", "train_problems", "validation_problems", "test_problems")
         check_range(self, 3, 10_000, "modulus")
         for split in ("train", "test"):
@@ -83,7 +88,7 @@ class SerialConfig(TaskConfig, names=("serial",)):
 
     def _draw(self, split: str, number: int) -> list[str]:
         """Different problems of a split in the order drawn."""
-        kind = problems.make(self.problem, self.modulus, self.longest)
+        kind = problems.make(self.problem, self.letters, self.modulus, self.longest)
         generator, texts, misses = random.Random(f"{self.seed} {split}"), dict[str, None](), 0
         low, high = self.lengths(split)
         while len(texts) < number:
@@ -123,7 +128,7 @@ class Serial(Task):
 
     def __init__(self, config: SerialConfig):
         super().__init__(config)
-        self._kind = problems.make(config.problem, config.modulus, config.longest)
+        self._kind = problems.make(config.problem, config.letters, config.modulus, config.longest)
         values = self._kind.values
         self.vocabulary = WordVocabulary([ANSWER, COMMA, NOTHING, *values, *self._kind.other_words])
         self.max_steps = config.longest if config.steps else 1  # D
