@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from alphallm.config import apply_overrides, run_main, to_dict
+from alphallm.config import apply_overrides, differences, run_main, to_dict
 from alphallm.display import Progress, duration, make_console, print_table
 from alphallm.errors import UserError
 from alphallm.evaluation import MODES, STRATEGIES, Contestant, Row, compare, evaluate, forecast, plan_all, plans, report
@@ -143,9 +143,10 @@ def common_problems(contestants: Sequence[Contestant], configs: Sequence[Any], s
     texts = data.load_split(configs[0].task, split)
     for one, config in zip(contestants[1:], configs[1:], strict=True):
         if config.task != configs[0].task and data.load_split(config.task, split) != texts:
+            told = "; ".join(differences(configs[0].task, config.task))
             raise UserError(
-                f"{contestants[0].run} and {one.run} have different {split} problems ({configs[0].task.name} and "
-                f"{config.task.name}), so that they can not be compared: evaluate them one by one."
+                f"{contestants[0].run} and {one.run} have different {split} problems ({told}), so that they can not be "
+                "compared: evaluate them one by one."
             )
     if num_problems > len(texts):
         raise UserError(f"--num_problems={num_problems}, but the split {split!r} has {len(texts)} problems.")
@@ -230,9 +231,9 @@ def say_forecast(contestants, planned, problems, seeds: int, known: Mapping[str,
 def show(rows: Sequence[Row], output: str, title: str, axis: str) -> None:
     console = make_console()
     print_table("Every row", report.table_rows(rows), console)
-    for name, differences in report.difference_tables(rows).items():
-        if differences:
-            print_table(f"Paired differences of solve rates. {name}", differences, console)
+    for name, paired in report.difference_tables(rows).items():
+        if paired:
+            print_table(f"Paired differences of solve rates. {name}", paired, console)
     print_table(f"Solve rates at budgets of tokens: {title}", report.overview(rows), console)
     report.write_tables(os.path.join(output, report.TABLES), rows, f"Solve rates at budgets of tokens: {title}")
     report.plot(os.path.join(output, report.FIGURE), rows, title, axis)

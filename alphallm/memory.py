@@ -95,38 +95,14 @@ class Plan:
         import jax
 
         from alphallm.training.loop import Trainer
+        from alphallm.training.signatures import signatures
 
         # Weights to start from have the shapes of random ones.
         self.config = dataclasses.replace(config, init_from="")
         self.trainer = Trainer(self.config)
         self.state = jax.eval_shape(self.trainer.initial_state)
-        self.needs = {name: need(function, *given) for name, (function, given) in self._calls().items()}
-
-    def _calls(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-        """The compiled functions with the shapes of their arguments."""
-        import jax
-
-        from alphallm.training.learner import AXIS
-
-        trainer, steps, state = self.trainer, self.trainer.steps, self.state
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        size = self.config.training.problems_per_iteration
-        problem = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), trainer.problems)
-        lane = jax.ShapeDtypeStruct((size,), "int32")
-        rows, problem_after, _ = jax.eval_shape(
-            jax.vmap(steps._self_play, axis_name=AXIS),
-            *_with_axis((state.learner.weights, state.replay, problem, lane, key)),
-        )
-        rows, problem_after = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (rows, problem_after))
-        calls = {
-            "self-play": (steps.self_play, (state.learner.weights, state.replay, problem, lane, key)),
-            "learn": (steps.learn, (state.learner, state.replay, rows, problem_after, lane, key)),
-        }
-        if trainer.warm_ticks:
-            lane = jax.ShapeDtypeStruct((self.config.warm_start.batch_size,), "int32")
-            source = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trainer.warm_source())
-            calls["warm start"] = (steps.warm_start, (state.learner, source, lane, key))
-        return {name: (function, _with_axis(given)) for name, (function, given) in calls.items()}
+        self._signatures: dict[str, Any] = signatures(self.trainer, self.state)
+        self.needs = {name: need(function, *given) for name, (function, given) in self._signatures.items()}
 
     @property
     def peak(self) -> int:
@@ -185,7 +161,7 @@ class Plan:
         import jax
 
         rows = []
-        for name, (function, given) in self._calls().items():
+        for name, (function, given) in self._signatures.items():
             compiled = function.lower(*given).compile()
             gc.collect()
             before = reset_peak()
@@ -216,13 +192,6 @@ def size_of(tree: Any) -> int:
         return math.prod(leaf.shape) * width
 
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _with_axis(tree: Any) -> Any:
-    """Shapes with the axis of one device in front."""
-    import jax
-
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), tree)
 
 
 def _zeros(shape: Any) -> Any:

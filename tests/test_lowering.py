@@ -14,6 +14,7 @@ from alphallm.errors import UserError
 from alphallm.tasks import make_task
 from alphallm.training import actor
 from alphallm.training.loop import Trainer
+from alphallm.training.signatures import signatures
 from experiments import survival
 from experiments.lowering import run
 from tests.tasks import worked
@@ -42,7 +43,7 @@ def test_the_training_functions_are_those_of_all_devices(monkeypatch):
 
     monkeypatch.setattr(actor, "metrics", printing)
     trainer = Trainer(CONFIG)
-    functions = run.training_functions(trainer, jax.eval_shape(trainer.initial_state))
+    functions = signatures(trainer, jax.eval_shape(trainer.initial_state))
     assert run.lower(*functions["self-play"], "tpu") == ("calls the host: debug_print", None, None)
     function, arguments = functions["learn"]
     exported = export.export(jax.jit(function), platforms=["tpu"])(*arguments)

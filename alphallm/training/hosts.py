@@ -139,17 +139,27 @@ def total(array: np.ndarray) -> np.ndarray:
     return np.sum(gather(np.asarray(array)[None]), 0)
 
 
-def check_same(config: Any, problems: Any):
-    """Raises UserError, on every host, where hosts are about to run different things."""
+def check_same_program(config: Any):
+    """Raises UserError, on every host, where hosts are about to run different programs."""
+    check_same(
+        {
+            "config": json.dumps(to_dict(config), sort_keys=True).encode(),
+            "code": b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))),
+            "version of jax": jax.__version__.encode(),
+            "number of local devices": str(jax.local_device_count()).encode(),
+        }
+    )
+
+
+def check_same_problems(problems: Any):
+    """The same for their problems, in tokens."""
+    check_same({"problems or tokenizer": b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(problems))})
+
+
+def check_same(compared: dict[str, bytes]):
+    """Raises UserError, on every host, where something differs between them; the keys say what it is."""
     if jax.process_count() == 1:
         return
-    compared = {
-        "config": json.dumps(to_dict(config), sort_keys=True).encode(),
-        "code": b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))),
-        "version of jax": jax.__version__.encode(),
-        "number of local devices": str(jax.local_device_count()).encode(),
-        "problems or tokenizer": b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(problems)),
-    }
     digests = np.stack([np.frombuffer(hashlib.sha256(each).digest(), np.uint8) for each in compared.values()])
     all_digests = gather(digests[None])
     for what, digest in zip(compared, np.moveaxis(all_digests, 1, 0), strict=True):

@@ -136,9 +136,10 @@ def train(
     `make_trainer` is for studies that change what an iteration does. Raises UserError where the folder holds a run of
     another config, or the loss is no longer a number.
     """
+    hosts.check_same_program(config)
     hosts.on_main(lambda: run_folder.check_same_config(workdir, config, FREE_FIELDS))
     trainer = make_trainer(_with_tokenizer_of(workdir, config))
-    hosts.check_same(config, trainer.problems)
+    hosts.check_same_problems(trainer.problems)
     hosts.on_main(lambda: _write_start(config, trainer.task, workdir))
     rows = problem_rows(trainer.config, "validation")[: config.evaluation.num_problems]
     plain = LanguageModel(lora.plain(config.model), trainer.task.vocabulary.size)

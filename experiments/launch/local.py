@@ -73,6 +73,8 @@ def wait(processes: Sequence[subprocess.Popen]) -> int:
         time.sleep(0.1)
         status = status or next((process.returncode for process in processes if process.returncode), 0)
         if status and deadline is None:
+            gone = next(number for number, process in enumerate(processes) if process.returncode)
+            print(f"Process {gone} ended with status {status}; the others have {GRACE_SECONDS} s.", file=sys.stderr)
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:

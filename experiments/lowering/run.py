@@ -138,40 +138,11 @@ def compiled_functions(config: Any) -> dict[str, tuple[Callable, tuple[Any, ...]
     import jax
 
     from alphallm.training.loop import Trainer
+    from alphallm.training.signatures import signatures
 
     trainer = Trainer(config)
     state = jax.eval_shape(trainer.initial_state)
-    found = training_functions(trainer, state)
-    found.update(evaluation_functions(trainer, state))
-    return found
-
-
-def training_functions(trainer: Any, state: Any) -> dict[str, tuple[Callable, tuple[Any, ...]]]:
-    """The loop's mapped functions, for as many devices as there are here."""
-    import jax
-
-    config, steps, devices = trainer.config, trainer.steps, jax.local_device_count()
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    copied = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), tree)
-
-    def divided(tree: Any, size: int) -> Any:
-        """The shapes of the first `size` rows over the devices."""
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, size // devices, *x.shape[1:]), x.dtype), tree)
-
-    learner, stored = copied(state.learner), divided(state.replay, config.training.problems_per_iteration)
-    stored = dataclasses.replace(stored, added=copied(state.replay.added))
-    found: dict[str, tuple[Callable, tuple[Any, ...]]] = {}
-    if trainer.warm_ticks:
-        lane = divided(trainer.warm_lanes.reshape(-1), config.warm_start.batch_size)
-        found["warm start"] = (steps.warm_start, (learner, copied(trainer.warm_source()), lane, copied(key)))
-    if config.training.num_iterations:
-        size = config.training.problems_per_iteration
-        problem, lane = divided(trainer.problems, size), divided(trainer.lanes.reshape(-1), size)
-        played = (copied(state.learner.weights), stored, problem, lane, copied(key))
-        rows, searched, _ = jax.eval_shape(steps.self_play, *played)
-        found["self-play"] = (steps.self_play, played)
-        found["learn"] = (steps.learn, (learner, stored, rows, searched, lane, copied(key)))
-    return found
+    return signatures(trainer, state) | evaluation_functions(trainer, state)
 
 
 def evaluation_functions(trainer: Any, state: Any) -> dict[str, tuple[Callable, tuple[Any, ...]]]:

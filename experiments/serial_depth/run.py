@@ -122,14 +122,14 @@ def outcome_of(run: Run, base: Any, output: str, lengths: Sequence[int], number:
     model, greedy = LanguageModel(config.model, task.vocabulary.size), Strategy("greedy", "both", 0, SearchConfig())
     solved = {}
     for length in lengths:
-        problems = data.load_problems(task, test_rows(config.task, length, number))
+        problems = data.load_problems(task, rows_of_length(config.task, length, number))
         result, _ = compare.solve_all(model, task, greedy, params, problems)
         solved[str(length)] = int(result.reward_B.sum())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {"parameters": parameters, "seconds": round(seconds), "commit": commit(), "solved": solved, "asked": number}
 
 
-def test_rows(task: Any, length: int, number: int) -> list[str]:
+def rows_of_length(task: Any, length: int, number: int) -> list[str]:
     """Test problems of one length. No other split has any of them, since a problem's text says which split it is in."""
     of_length = dataclasses.replace(
         task,

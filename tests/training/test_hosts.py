@@ -91,7 +91,7 @@ def test_processes_that_do_not_run_the_same_are_told_so_on_each(tmp_path):
         assert "Process 1 has another config than process 0" in text and "Traceback" not in text
 
 
-def test_a_batch_that_does_not_divide_and_too_many_processes_are_refused():
+def test_more_processes_than_devices_are_refused():
     with pytest.raises(UserError, match="4 processes can not share 2 devices evenly"):
         launch([], 4, 2)
 
@@ -128,7 +128,7 @@ def test_what_differs_between_hosts_is_named(monkeypatch):
 
     monkeypatch.setattr(hosts, "gather", gather)
     with pytest.raises(UserError, match="Process 1 has another code than process 0"):
-        hosts.check_same(Config(), {"tokens": np.arange(3)})
+        hosts.check_same_program(Config())
 
 
 def test_launch_scripts_are_valid_shell():
