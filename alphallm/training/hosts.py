@@ -7,17 +7,21 @@ folder; the others read checkpoints from it, so that it must be on a disk that a
 
 import contextlib
 import hashlib
+import itertools
 import json
+import os
 import pathlib
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # its client passes on small messages; there is no public way to it.
 from jax.experimental import multihost_utils
 
 from alphallm.config import to_dict
@@ -26,7 +30,8 @@ from alphallm.errors import UserError
 _T = TypeVar("_T")
 
 CONNECT_SECONDS = 50  # for all processes to come together.
-HEARTBEAT_SECONDS = 30  # after so long without a sign of life a process counts as lost.
+SILENT_SECONDS = 20  # after so long without a sign of life a process counts as lost.
+_HEARTBEAT_SECONDS = 40  # the same for JAX, which then ends the process with a C++ stack trace.
 _LONGEST_SENTENCE = 2000  # bytes of an error that the first host tells the others.
 
 
@@ -56,7 +61,7 @@ def start(how: str):
     try:
         jax.distributed.initialize(
             address, count, index,
-            initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -69,6 +74,7 @@ def start(how: str):
             f"The processes of --distributed={how} did not come together within {CONNECT_SECONDS} s ({reason}): start "
             "all of them, each with another ID, and with the address of the first one."
         ) from error
+    _watch_others()
 
 
 def _parse(how: str) -> tuple[str, int, int]:
@@ -97,6 +103,52 @@ def _wait_for(address: str):
     raise UserError(
         f"No process 0 answers at {address} for {CONNECT_SECONDS} s ({reason}): start it, or mend the address in "
         "--distributed."
+    )
+
+
+def _watch_others():
+    """Starts to exchange signs of life. Where another process gives none, as one that hangs, this one ends with a
+    sentence: what waits in a collective can not be told in any other way.
+
+    (A process that is gone closes its connections, and then a collective fails: see `others_alive`.)
+    """
+    job = distributed.global_state
+    client = job.client
+    said: dict[str, str] = {}
+    heard = dict.fromkeys((f"alive/{index}" for index in range(job.num_processes)), time.monotonic())
+
+    def exchange():
+        for beat in itertools.count():
+            # Nothing can be said while process 0 does not answer, and when this process leaves.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                client.key_value_set(f"alive/{job.process_id}", str(beat), allow_overwrite=True)
+                for who, beat_said in client.key_value_dir_get("alive/"):
+                    if said.get(who) != beat_said:
+                        said[who], heard[who] = beat_said, time.monotonic()
+            time.sleep(1.0)
+
+    def watch():
+        while jax.distributed.is_initialized():
+            time.sleep(1.0)
+            who = min(heard, key=lambda each: heard[each])
+            if time.monotonic() - max(heard.values()) > SILENT_SECONDS:
+                end(0)  # it passes the signs on: nothing is heard of anybody, not even of this process.
+            if max(heard.values()) - heard[who] > SILENT_SECONDS:
+                end(int(who.removeprefix("alive/")))
+
+    def end(lost: int):
+        print(f"\nerror: {_lost(f'process {lost} says nothing for {SILENT_SECONDS} s')}", file=sys.stderr, flush=True)
+        os._exit(HostLost.status)
+
+    for function in (exchange, watch):
+        threading.Thread(target=function, daemon=True).start()
+
+
+def _lost(reason: str) -> HostLost:
+    job = distributed.global_state
+    return HostLost(
+        f"Process {job.process_id} of {job.num_processes} has lost another one ({reason}). Start the same "
+        "command on all hosts again: the run continues from its last checkpoint."
     )
 
 
@@ -205,8 +257,4 @@ def others_alive() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise HostLost(
-            f"Process {jax.process_index()} of {jax.process_count()} has lost another one ({reason}). Start the same "
-            "command on all hosts again: the run continues from its last checkpoint."
-        ) from error
+        raise _lost(" ".join(str(error).split())[:200]) from error

@@ -3,7 +3,9 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -31,6 +33,36 @@ def test_one_of_two_processes_is_killed_and_the_run_goes_on(tmp_path):
     """More kills: python -m experiments.survival --processes=2 --cpu_devices=2 --kills=10."""
     kills, faults = survival.survive(tmp_path, number=1, ticks=6, devices=2, seed=0, cache=CACHE, processes=2)
     assert not faults and len(kills) == 1
+
+
+HANGS = """
+import os, signal, sys
+from alphallm.training import hosts
+hosts.SILENT_SECONDS = 4
+hosts.start(sys.argv[1])
+hosts.total(hosts.np.ones(1))
+if hosts.jax.process_index() == int(sys.argv[2]):
+    os.kill(os.getpid(), signal.SIGSTOP)
+hosts.total(hosts.np.ones(1))
+"""
+
+
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_a_process_that_hangs_ends_the_others(hanging):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", HANGS]
+    processes = [
+        subprocess.Popen([*command, f"localhost:{port},{index},2", str(hanging)], stderr=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]
+    told = processes[1 - hanging].communicate(timeout=60)[1]
+    assert processes[hanging].poll() is None
+    processes[hanging].kill()
+    processes[hanging].communicate()
+    assert processes[1 - hanging].returncode == hosts.HostLost.status == 76, told
+    assert f"has lost another one (process {hanging} says nothing for 4 s)" in told and "Traceback" not in told
 
 
 def start(arguments, workdir, **changes):
