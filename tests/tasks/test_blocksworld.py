@@ -343,7 +343,7 @@ def test_a_problem_is_written_in_one_way():
         (
             "red on blue , blue on orange , orange on yellow , yellow on table , white on table . goal : "
             "blue on red , red on orange , orange on yellow , yellow on white .",
-            "has 14 steps: this task allows 12",
+            "has 14 steps: the task allows 12",
         ),
     ],
 )

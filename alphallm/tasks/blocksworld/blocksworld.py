@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alphallm.errors import UserError, check_range
-from alphallm.tasks.base import ProblemError, Task, TaskConfig, find_step
+from alphallm.tasks.base import ProblemError, Task, TaskConfig, find_step, short
 from alphallm.tasks.blocksworld import pddl, planner, wording
 from alphallm.tasks.blocksworld.planner import ABSENT, ANY, HAND, PICK_UP, PUT_DOWN, STACK, TABLE, UNSTACK
 from alphallm.tasks.words import WordVocabulary
@@ -152,12 +152,12 @@ class Blocksworld(Task):
         state, goal = self.parse(text)
         length = planner.plan_length(state, goal)
         if length is None:
-            raise ProblemError(f"No plan reaches the goal of {text!r}: give one in which all blocks can stand.")
+            raise ProblemError(f"No plan reaches the goal of {short(text)}: give one in which all blocks can stand.")
         if length == 0:
-            raise ProblemError(f"The goal of {text!r} holds already: give one that takes a step.")
+            raise ProblemError(f"The goal of {short(text)} holds already: give one that takes a step.")
         if length > self.max_steps:
             raise ProblemError(
-                f"The shortest plan for {text!r} has {length} steps: this task allows {self.max_steps} (max_steps)."
+                f"The shortest plan for {short(text)} has {length} steps: the task allows {self.max_steps} (max_steps)."
             )
         return self._build_problem(state, goal, index)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from alphallm.tasks.base import ProblemError
+from alphallm.tasks.base import ProblemError, short
 from alphallm.tasks.blocksworld import planner
 from alphallm.tasks.blocksworld.planner import ABSENT, ANY, HAND, TABLE, Action, Places
 
@@ -52,7 +52,7 @@ def parse(text: str, num_blocks: int) -> tuple[Places, Places]:
     spaced = " ".join(re.sub(r"([.,:])", r" \1 ", text.lower()).split())
     initial, there, wanted = spaced.partition(_GOAL)
     if not there:
-        raise ProblemError(f'{text!r} names no goal: give a problem like "{_EXAMPLE}"')
+        raise ProblemError(f'{short(text)} names no goal: give a problem like "{_EXAMPLE}"')
     names = COLOURS[:num_blocks]
     state = places_of(map(_read_fact, initial.split(" , ")), names, ABSENT)
     check_state(state, names)
@@ -64,7 +64,7 @@ def parse(text: str, num_blocks: int) -> tuple[Places, Places]:
 def _read_fact(fact: str) -> tuple[str, str]:
     match = re.fullmatch(r"(\w+) (?:on (\w+)|in (hand))", fact)
     if match is None:
-        raise ProblemError(f'{fact!r} says of no block where it is: give a problem like "{_EXAMPLE}"')
+        raise ProblemError(f'{short(fact)} says of no block where it is: give a problem like "{_EXAMPLE}"')
     return match[1], match[2] or match[3]
 
 
@@ -79,7 +79,7 @@ def places_of(facts: Iterable[tuple[str, str]], names: Sequence[str], other: int
         unknown = [x for x in (name, place) if x not in code]
         if unknown or name not in names:
             known = ", ".join(filter(None, names))
-            raise ProblemError(f"{(unknown or [name])[0]!r} is no block: the blocks are {known}.")
+            raise ProblemError(f"{short((unknown or [name])[0])} is no block: the blocks are {known}.")
         if places[code[name]] not in (other, code[place]):
             raise ProblemError(f"The block {name} is in two places: give each block one.")
         places[code[name]] = code[place]

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alphallm.errors import UserError, check_range
-from alphallm.tasks.base import ProblemError, Task, TaskConfig
+from alphallm.tasks.base import ProblemError, Task, TaskConfig, short
 from alphallm.tasks.serial import problems
 from alphallm.tasks.words import WordVocabulary
 from alphallm.types import Problem, Steps, Transition, pytree
@@ -175,11 +175,11 @@ class Serial(Task):
         )
         length = self._kind.length(items)
         if not 1 <= length <= self.config.longest:
-            raise ProblemError(f"The problem {text!r} has length {length}: {allowed}")
+            raise ProblemError(f"The problem {short(text)} has length {length}: {allowed}")
         try:
             return items, self._kind.results(items)
         except ValueError as error:
-            raise ProblemError(f"The problem {text!r} {error}: {allowed}") from error
+            raise ProblemError(f"The problem {short(text)} {error}: {allowed}") from error
 
     def solution_texts(self, row: str) -> list[str]:
         """The one right chain."""
