@@ -157,9 +157,14 @@ def common_problems(contestants: Sequence[Contestant], configs: Sequence[Any], s
                 f"{contestants[0].run} and {one.run} read the {split} problems in different tokens, so that they can "
                 "not be compared: evaluate them one by one."
             )
-    # Some splits are sorted by difficulty, so the first ones would not stand for all.
-    chosen = np.sort(np.random.default_rng(0).permutation(len(texts))[: num_problems or len(texts)])
+    chosen = places(len(texts), num_problems)
     return jax.tree.map(lambda x: x[chosen], problems)
+
+
+def places(size: int, num_problems: int) -> np.ndarray:
+    """Which problems of a split are taken, in order; 0 takes all."""
+    # Some splits are sorted by difficulty, so the first ones would not stand for all.
+    return np.sort(np.random.default_rng(0).permutation(size)[: num_problems or size])
 
 
 def _equal(one: Any, other: Any) -> bool:
