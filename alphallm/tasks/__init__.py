@@ -6,6 +6,7 @@ A task is known once its config's class is imported: those that are imported her
 from alphallm.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from alphallm.tasks.base import ProblemError, Task, TaskConfig
 from alphallm.tasks.blocksworld import Blocksworld, BlocksworldConfig
+from alphallm.tasks.igsm import Igsm, IgsmConfig
 from alphallm.tasks.prontoqa import Prontoqa, ProntoqaConfig
 from alphallm.tasks.serial import Serial, SerialConfig
 from alphallm.tasks.text import TextConfig, TextTask
@@ -15,6 +16,8 @@ __all__ = [
     "ArithmeticConfig",
     "Blocksworld",
     "BlocksworldConfig",
+    "Igsm",
+    "IgsmConfig",
     "ProblemError",
     "Prontoqa",
     "ProntoqaConfig",
