@@ -4,6 +4,7 @@ It shares nothing with the task but the words of items and categories.
 """
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -68,7 +69,20 @@ class Reading:
         )
 
     def right(self, name: str) -> str:
-        """The one right line of a parameter."""
+        """A parameter's line in the order of its sentence."""
+        return self._line(name, *self._computed(name))
+
+    def right_lines(self, name: str) -> set[str]:
+        """All that are right: a sum in any order of its terms."""
+        numbers, signs = self._computed(name)
+        if {*signs} <= {"+"}:
+            orders = [*itertools.permutations(numbers)]
+        else:
+            orders = [numbers, [numbers[1], numbers[0], *numbers[2:]] if signs[0] == "+" else numbers]
+        return {self._line(name, order, signs) for order in orders}
+
+    def _computed(self, name: str) -> tuple[list[int], list[str]]:
+        """The numbers of a parameter's line, and the operations between them."""
         numbers = [self.value(other, set()) for other in self.mentioned(name)]
         signs = ["+"] * (len(numbers) - 1)
         if name in self.said:
@@ -76,6 +90,9 @@ class Reading:
             for number in re.findall(r"\d+", self.said[name]):
                 signs += ["*" if "times" in self.said[name] else "+"] * bool(numbers)
                 numbers.append(int(number))
+        return numbers, signs
+
+    def _line(self, name: str, numbers, signs) -> str:
         total, line = numbers[0], f"{name} = {numbers[0]}"
         for sign, number in zip(signs, numbers[1:], strict=True):
             total = eval(f"({total} {sign} {number}) % {self.modulus}")
@@ -122,7 +139,7 @@ def twin_step(config, reading: Reading, state: TwinState, text: str) -> tuple[Tw
         lines = lines[:-1] if text == "BACK\n" else (*lines, text)
     new = TwinState(lines, state.steps_done + 1, state.chain_legal and legal)
     answered = legal and name_of(text) == reading.asked
-    right = answered and new.chain_legal and all(line == reading.right(name_of(line)) for line in lines)
+    right = answered and new.chain_legal and all(line in reading.right_lines(name_of(line)) for line in lines)
     return new, legal, float(right), is_done(config, reading, new)
 
 

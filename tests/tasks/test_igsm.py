@@ -99,7 +99,8 @@ def some_line(rng, reading: Reading, state: TwinState) -> str:
         return "BACK\n"
     if kind < 0.15:
         return reading.right(rng.choice(reading.names))
-    line = reading.right(rng.choice(useful if useful and kind < 0.85 else ready or reading.names))
+    name = rng.choice(useful if useful and kind < 0.85 else ready or reading.names)
+    line = rng.choice(sorted(reading.right_lines(name)))
     return misread(rng, line) if rng.random() < 0.07 else line
 
 
@@ -204,6 +205,26 @@ def test_solutions_are_right_and_the_shortest(name):
             assert [reward for _, _, reward, _ in said] == [0.0] * (len(said) - 1) + [1.0]
             assert len(said) == len(reading.needed())  # each has to be there: none can be computed without the others.
     assert orders > 0.1 * len(rows_of(name))
+
+
+def test_what_is_added_up_may_come_in_any_order():
+    texts = {
+        "Film Daypack = 5\nFilm Tote = 5 * 2 = 10\nFilm Backpack = 5 + 10 = 15\nDance Tote = 9\n"
+        "Dance Daypack = 15 - 9 = 6 + 4 = 10\nDance Backpack = 10 + 9 = 19\n": 1.0,
+        "Film Daypack = 5\nFilm Tote = 2 * 5 = 10\nFilm Backpack = 5 + 10 = 15\nDance Tote = 9\n"
+        "Dance Daypack = 15 - 9 = 6 + 4 = 10\nDance Backpack = 10 + 9 = 19\n": 0.0,
+    }
+    task = task_of("small")
+    for text, want in texts.items():
+        state = task.problem(STORY).state
+        for line in text.splitlines(keepends=True):
+            tokens = task.vocabulary.encode(line)
+            (said,) = steps("small", [state], [padded(task, tokens)], [np.int32(len(tokens))])
+            state = said.state
+        assert (said.legal, said.done, said.reward) == (True, True, want)
+    chain = [("", 1), ("+", 2), ("+", 3)]
+    lines = wording.Story({("Film", "Tote"): chain}, ("Film", "Tote")).lines(23)["Film", "Tote"]
+    assert len(lines) == wording.MOST_LINES and lines[0] == "Film Tote = 1 + 2 = 3 + 3 = 6\n"
 
 
 def play(name, row, text):

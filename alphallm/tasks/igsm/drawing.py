@@ -1,7 +1,6 @@
 """Random problems, and the template of one: what its solution computes, whatever its names, numbers and extras."""
 
 import hashlib
-import itertools
 import random
 from collections.abc import Sequence
 
@@ -82,7 +81,7 @@ def template(story: Story) -> str:
     forms: dict[Name, str] = {}
     for name in story.ordered():
         chain = [(sign, "n" if isinstance(term, int) else forms[term]) for sign, term in story.chains[name]]
-        summed = [*itertools.takewhile(lambda term: term[0] in ("", "+"), chain)]
-        told = sorted(form for _, form in summed), chain[len(summed) :]
+        summed = wording.added_up(story.chains[name])
+        told = sorted(form for _, form in chain[:summed]), chain[summed:]
         forms[name] = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
     return forms[story.asked]

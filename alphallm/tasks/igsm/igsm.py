@@ -14,7 +14,7 @@ A step defines one parameter, each operation followed by its result, and the cha
 Or it is BACK, which takes the last step back ("part 2.2, how to learn from mistakes on grade-school math problems", of
 the same authors). A step is legal where it has this form and its parameter is one of the problem, is not defined yet,
 and depends on none that is not; that its numbers and operations are right is not told. The reward is for chains that
-answer and whose remaining steps are all right, to the letter: operands in the order of their sentence. A right step
+answer and whose remaining steps are all right, operation by operation, in any order of what is added up. A right step
 that the question does not need costs no reward, only one of the D steps; `Igsm.unneeded` counts them.
 
 Simpler than the original: 16 items instead of several hundred, a sentence of at most two operations, abstract
@@ -35,7 +35,7 @@ import numpy as np
 from alphallm.errors import UserError, check_range
 from alphallm.tasks.base import ProblemError, Task, TaskConfig, short
 from alphallm.tasks.igsm import drawing, wording
-from alphallm.tasks.igsm.wording import CATEGORIES, MOST_THINGS, NAMES, NEXT, Name, Story
+from alphallm.tasks.igsm.wording import CATEGORIES, MOST_LINES, MOST_THINGS, NAMES, NEXT, Name, Story
 from alphallm.tasks.words import WordVocabulary
 from alphallm.types import Problem, Transition, pytree
 
@@ -134,7 +134,7 @@ class IgsmState:
     name_n2: jax.Array  # int32 [n, 2]: the tokens of each parameter; the pad where there are fewer.
     needs_nn: jax.Array  # bool [n, n]: the first depends directly on the second.
     asked: jax.Array  # int32 []: the parameter that the question is about.
-    reference: jax.Array  # int32 [n, L]: the right line of each parameter, padded.
+    reference: jax.Array  # int32 [n, r, L]: the right lines of each parameter, padded.
     parameter_D: jax.Array  # int32 [D]: what the steps that remain define, and then -1.
     line_DL: jax.Array  # int32 [D, L]: these steps, padded.
     steps_done: jax.Array  # int32 []: steps so far, illegal ones and BACK included.
@@ -173,17 +173,19 @@ class Igsm(Task):
         number = {name: i for i, name in enumerate(names)}
         name_n2 = np.full((self.num_parameters, 2), self.vocabulary.pad, np.int32)
         needs_nn = np.zeros((self.num_parameters, self.num_parameters), bool)
-        line_nL = np.full((self.num_parameters, self.max_step), self.vocabulary.pad, np.int32)
-        for name, line in story.lines(self.config.modulus).items():
-            tokens, i = self.vocabulary.encode(line), number[name]
-            name_n2[i], line_nL[i, : len(tokens)] = tokens[:2], tokens
+        right_nrL = np.full((self.num_parameters, MOST_LINES, self.max_step), self.vocabulary.pad, np.int32)
+        for name, lines in story.lines(self.config.modulus).items():
+            i = number[name]
+            for right_L, line in zip(right_nrL[i], lines, strict=False):
+                tokens = self.vocabulary.encode(line)
+                name_n2[i], right_L[: len(tokens)] = tokens[:2], tokens
             needs_nn[i, [number[other] for other in story.needs[name]]] = True
         # The fields are declared as device arrays; on the host they are NumPy's.
         state: dict[str, Any] = {
             "name_n2": name_n2,
             "needs_nn": needs_nn,
             "asked": np.int32(number[story.asked]),
-            "reference": line_nL,
+            "reference": right_nrL,
             "parameter_D": np.full(self.max_steps, -1, np.int32),
             "line_DL": np.full((self.max_steps, self.max_step), self.vocabulary.pad, np.int32),
             "steps_done": np.int32(0),
@@ -223,14 +225,14 @@ class Igsm(Task):
                     break
                 steps += [generator.choice(mistakes), f"{BACK}\n"]
                 room -= 1
-            steps.append(lines[name])
+            steps.append(lines[name][0])
         return steps
 
-    def _mistakes(self, story: Story, lines: dict[Name, str], done: tuple[Name, ...], generator) -> list[str]:
+    def _mistakes(self, story: Story, lines: dict[Name, list[str]], done: tuple[Name, ...], generator) -> list[str]:
         """Legal steps that do not end the chain: not needed, or needed and wrong in their last number."""
         mistakes = []
         for name in _ready(story, done):
-            line = lines[name]
+            line = lines[name][0]
             if name in story.needed:
                 *words, right = line.split()
                 wrong = (int(right) + generator.randrange(1, self.config.modulus)) % self.config.modulus
@@ -279,7 +281,8 @@ class Igsm(Task):
             steps_done=state.steps_done + running,
             chain_legal=state.chain_legal & (legal | ~running),
         )
-        right_D = (after.parameter_D < 0) | jnp.all(after.line_DL == state.reference[after.parameter_D], -1)
+        same_Dr = jnp.all(after.line_DL[:, None] == state.reference[after.parameter_D], -1)
+        right_D = (after.parameter_D < 0) | jnp.any(same_Dr, -1)
         right = defines & (parameter == state.asked) & after.chain_legal & jnp.all(right_D)
         return Transition(state=after, reward=right.astype(jnp.float32), done=self._done(after), legal=legal)
 

@@ -12,8 +12,9 @@ import dataclasses
 import functools
 import graphlib
 import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from alphallm.tasks.base import ProblemError, short
 
@@ -27,6 +28,7 @@ NAMES = tuple(CATEGORIES)
 CATEGORY_OF = {item: category for category, items in CATEGORIES.items() for item in items}
 NEXT = dict(itertools.pairwise(NAMES))  # the category of what the items of one category have.
 MOST_THINGS = 3  # of an owner that a problem speaks of: a sum has at most two operations, as a sentence has.
+MOST_LINES = math.factorial(MOST_THINGS)  # that are right for one parameter.
 
 EQUALS, END, ASKED = "equals", ".", "?"
 OUTER = {"+": "more than", "*": "times"}
@@ -78,12 +80,17 @@ class Story:
         """All parameters, each behind what it depends on; graphlib.CycleError where there is no such order."""
         return [*graphlib.TopologicalSorter({name: sorted(needs) for name, needs in self.needs.items()}).static_order()]
 
-    def lines(self, modulus: int) -> dict[Name, str]:
-        """The one right line of each parameter."""
+    def lines(self, modulus: int) -> dict[Name, list[str]]:
+        """All right lines of each parameter, up to `MOST_LINES`: what is added up may come in any order.
+
+        The first one keeps that of the sentence, or of the sentences.
+        """
         values: dict[Name, int] = {}
-        lines = {}
+        lines: dict[Name, list[str]] = {}
         for name in self.ordered():
-            lines[name], values[name] = worked_out(name, self.chains[name], values, modulus)
+            chain = self.chains[name]
+            worked = [worked_out(name, one, values, modulus) for one in _orders(chain)]
+            lines[name], values[name] = [*dict.fromkeys(line for line, _ in worked)], worked[0][1]
         return lines
 
 
@@ -103,6 +110,17 @@ def operands(chain: Sequence[Term]) -> set[Name]:
 def operations(chain: Sequence[Term]) -> int:
     """Of one parameter: taking over a single number counts as one."""
     return max(1, len(chain) - 1)
+
+
+def added_up(chain: Sequence[Term]) -> int:
+    """How many terms at the beginning of a chain are added up, and may change places."""
+    return len([*itertools.takewhile(lambda term: term[0] in ("", "+"), chain)])
+
+
+def _orders(chain: Sequence[Term]) -> Iterator[Sequence[Term]]:
+    summed = [term for _, term in chain[: added_up(chain)]]
+    for order in itertools.permutations(summed):
+        yield [*(("+" if i else "", term) for i, term in enumerate(order)), *chain[len(summed) :]]
 
 
 def worked_out(name: Name, chain: Sequence[Term], values: Mapping[Name, int], modulus: int) -> tuple[str, int]:
