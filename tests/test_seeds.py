@@ -26,7 +26,7 @@ def test_a_line_has_the_mean_over_seeds():
     rates = {line[0]: line[head.index("solve rate")] for line in lines}
     # A search that knows nothing of a run counts once.
     assert rates == {"greedy": "25.0%", "search": "62.5%", "search_uniform": "25.0%", "greedy (warm start)": "0.0%"}
-    assert dict((line[0], line[4]) for line in lines)["search"] == "75.0, 50.0"
+    assert {line[0]: line[4] for line in lines}["search"] == "75.0, 50.0"
 
 
 def test_problems_are_grouped_by_the_steps_that_they_need(tmp_path):

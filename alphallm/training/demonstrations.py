@@ -1,13 +1,15 @@
 """Worked solutions as packed sequences: the warm start by imitation, AlphaGo's way."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
 from alphallm.errors import UserError
+from alphallm.tasks.base import Task
 from alphallm.training.learner import Packed
 from alphallm.types import Tool
 
@@ -15,21 +17,19 @@ _SOLUTIONS_PER_PROBLEM = 20
 _OPEN = 64  # sequences that still have room and are tried for the next solution.
 
 
-def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int) -> Packed:
+def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int, forms: int = 1) -> Packed:
     """Up to 20 solutions of each of a split's rows, packed into sequences [R, T] as host arrays; UserError if there are
     none.
 
     Args:
       size: T, the tokens of a sequence; a longer solution is left out, and said to be. 0 takes those of the longest.
-      seed: of the order in which they are packed.
+      seed: of the order in which they are packed, and of the symmetries.
+      forms: in how many equivalent forms each problem is shown: as it is, and as `task.augment` makes it.
     """
     texts: list[_Text] = []
-    for index, row in enumerate(rows):
-        solutions = task.solutions(row, _SOLUTIONS_PER_PROBLEM)
-        if solutions:
-            problem = task.load(row, index)
-            prompt = problem.tokens_P[: problem.length].tolist()
-            texts += [_Text(prompt, steps, task.tool) for steps in solutions]
+    for prompt, row in itertools.chain(_prompts(task, rows), _other_forms(task, rows, forms - 1, seed)):
+        for steps in task.solutions(row, max(1, _SOLUTIONS_PER_PROBLEM // forms)):
+            texts.append(_Text(prompt, steps, task.tool))
     size = size or max((len(text.tokens) for text in texts), default=0)
     fitting = [text for text in texts if len(text.tokens) <= size]
     if len(fitting) < len(texts):
@@ -39,6 +39,27 @@ def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int) -> Pack
         raise UserError(f"The task {task.name} has no worked solutions to start from: use another warm_start.data.")
     order = np.random.default_rng(seed).permutation(len(fitting))
     return pack([fitting[i] for i in order], size, task.vocabulary.pad)
+
+
+def _prompts(task: Any, rows: Sequence[Any]) -> Iterator[tuple[list[int], Any]]:
+    """The prompt of each row, and the row itself."""
+    for index, row in enumerate(rows):
+        problem = task.load(row, index)
+        yield problem.tokens_P[: problem.length].tolist(), row
+
+
+def _other_forms(task: Any, rows: Sequence[Any], number: int, seed: int) -> Iterator[tuple[list[int], str]]:
+    """The same of each row's problem in `number` random equivalent forms, in words; nothing without symmetries."""
+    if number < 1 or type(task).augment is Task.augment:
+        return
+    problems = [task.load(row, index) for index, row in enumerate(rows)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
+    augment = jax.jit(jax.vmap(task.augment))
+    for key in jax.random.split(jax.random.key(seed), number):
+        augmented = jax.device_get(augment(stacked, jax.random.split(key, len(rows))))
+        for tokens_P, length in zip(augmented.tokens_P, augmented.length, strict=True):
+            prompt = tokens_P[:length].tolist()
+            yield prompt, task.vocabulary.decode(prompt).rstrip("\n")
 
 
 class _Text:

@@ -35,6 +35,8 @@ FREE_FIELDS = ("training.num_iterations", "evaluation", "checkpoints")
 # Which parameters of a run others may ask for, and the learner's field that holds them.
 PARAMS = {"average": "average", "latest": "params"}
 
+_MOST_FORMS = 16  # of each problem in a warm start by imitation.
+
 
 @pytree
 class State:
@@ -91,8 +93,11 @@ class Trainer:
         """What the warm start draws from, on the host: problems, or packed solutions."""
         if self.config.warm_start.data != "solutions":
             return self.problems
-        size = self.config.warm_start.sequence_tokens
-        return demonstrations(self.task, solved_rows(self.config), size, self.config.seed)
+        rows, warm_start = solved_rows(self.config), self.config.warm_start
+        # Self-play will show each problem in other forms as well; more of them than are drawn would be for nothing.
+        drawn = -(-warm_start.num_steps * warm_start.batch_size // len(rows))
+        forms = min(_MOST_FORMS, drawn) if self.config.training.augment else 1
+        return demonstrations(self.task, rows, warm_start.sequence_tokens, self.config.seed, forms)
 
     def _iterate(self, state: State, iteration: int):
         self._source = None

@@ -96,3 +96,15 @@ def test_arithmetic_has_demonstrations_too():
         for solution in task.solution_texts(puzzle, 20)
     }
     assert {task.vocabulary.decode(text) for text in texts_of(packed)} == wanted
+
+
+def test_other_forms_of_a_problem_have_solutions_of_their_own():
+    task = make_task(ArithmeticConfig(max_step_tokens=6))
+    packed = demonstrations(task, ["4 9 10 13"], 0, seed=0, forms=6)
+    prompts = set()
+    for text in map(task.vocabulary.decode, texts_of(packed)):
+        prompt, _, solution = text.partition("\n")
+        prompts.add(prompt)
+        assert sorted(prompt.removesuffix(" -> 24").split()) == sorted("4 9 10 13".split())
+        assert solution in task.solution_texts(prompt, 20)
+    assert len(prompts) > 3 and "4 9 10 13 -> 24" in prompts
