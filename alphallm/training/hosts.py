@@ -113,7 +113,7 @@ def _watch_others():
     (A process that is gone closes its connections, and then a collective fails: see `others_alive`.)
     """
     job = distributed.global_state
-    client = job.client
+    client: Any = job.client
     said: dict[str, str] = {}
     heard = dict.fromkeys((f"alive/{index}" for index in range(job.num_processes)), time.monotonic())
 
