@@ -28,10 +28,13 @@ class WarmStartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon with a warm-up and a cosine decay over the whole run, warm start included."""
+    """AdamW or Muon with a warm-up and a cosine decay over the whole run, warm start included; or over each of both."""
 
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
+    # Of self-play, with a warm-up and a decay of its own; 0 goes on along one schedule. After imitation it wants to be
+    # far smaller: the value head knows nothing yet, and large steps towards it undo what was imitated.
+    self_play_learning_rate: float = 0.0
     warmup_steps: int = 50
     final_fraction: float = 0.1  # of the learning rate, at the end of the run.
     weight_decay: float = 0.01
@@ -40,7 +43,8 @@ class OptimizerConfig:
     micro_batches: int = 1  # parts of a batch whose gradients are computed one after the other: less memory.
 
     def __post_init__(self):
-        check_range(self, 0, math.inf, "learning_rate", "warmup_steps", "weight_decay", "max_gradient_norm")
+        check_range(self, 0, math.inf, "learning_rate", "self_play_learning_rate", "warmup_steps", "weight_decay")
+        check_range(self, 0, math.inf, "max_gradient_norm")
         check_range(self, 0, 1, "final_fraction", "ema_decay")
         check_range(self, 1, math.inf, "micro_batches")
 

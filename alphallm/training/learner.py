@@ -64,12 +64,8 @@ class Packed:
     is_step_T: jax.Array  # bool: the model is to write the token: it is of a step, and no tool wrote it.
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping, AdamW or Muon, and the schedule."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, max(total_steps, config.warmup_steps + 1),
-        config.learning_rate * config.final_fraction,
-    )  # fmt: skip
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, and AdamW or Muon."""
     if config.name == "adamw":
         update = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=_is_matrix)
     else:
@@ -107,13 +103,13 @@ def _muon(config: OptimizerConfig, schedule) -> optax.GradientTransformation:
     return optax.multi_transform({"muon": muon, "adamw": adamw}, labels)
 
 
-def init(config: Config, params, total_steps: int) -> Learner:
-    optimizer = make_optimizer(config.optimizer, total_steps)
+def init(config: Config, params, schedule: optax.Schedule) -> Learner:
+    optimizer = make_optimizer(config.optimizer, schedule)
     trained, frozen = lora.split(params, config.model)
     return Learner(trained, frozen, jax.tree.map(jnp.copy, trained), optimizer.init(trained), jnp.int32(0))
 
 
-def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn, batch):
+def update(learner: Learner, config: OptimizerConfig, schedule: optax.Schedule, loss_fn, batch):
     """One step on `loss_fn(weights, batch) -> (loss, metrics)`, averaged over devices.
 
     With `config.micro_batches` above 1 the batch's rows are worked through in as many parts, one after the other, and
@@ -137,7 +133,7 @@ def update(learner: Learner, config: OptimizerConfig, total_steps: int, loss_fn,
         (gradient, metrics), _ = lax.scan(add, nothing, split)
     gradient, metrics = lax.pmean((gradient, metrics), AXIS)
     with jax.named_scope("optimizer"):
-        changes, optimizer = make_optimizer(config, total_steps).update(gradient, learner.optimizer, learner.params)
+        changes, optimizer = make_optimizer(config, schedule).update(gradient, learner.optimizer, learner.params)
         params = optax.apply_updates(learner.params, changes)
     # Early averages are shorter, so that the first evaluations are not those of random weights.
     decay = jnp.minimum(config.ema_decay, (1.0 + learner.step) / (10.0 + learner.step))

@@ -74,7 +74,7 @@ class Trainer:
             lambda p, q, k: actor.self_play(self.model, self.task, config, p, q, k), params, batch, keys
         )
         stored = replay.empty(rows, batch, config.training.replay_capacity)
-        return State(learner.init(config, params, steps_lib.total_steps(config)), stored)
+        return State(learner.init(config, params, steps_lib.learning_rate(config)), stored)
 
     def tick(self, state: State, tick: int) -> tuple[State, dict[str, float]]:
         """The state after tick number `tick`, and its metrics. The state given is used up."""

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 from alphallm.models import LanguageModel
@@ -32,10 +33,21 @@ def lane_keys(key: jax.Array, lane_B: jax.Array) -> jax.Array:
     return jax.vmap(lambda lane: jax.random.fold_in(key, lane))(lane_B)
 
 
-def total_steps(config: Config) -> int:
-    """Optimizer steps of a whole run."""
+def learning_rate(config: Config) -> optax.Schedule:
+    """The learning rate along a whole run's optimizer steps."""
     warm = 0 if config.warm_start.data == "none" else config.warm_start.num_steps
-    return warm + config.training.num_iterations * config.training.learner_steps
+    rest, optimizer = config.training.num_iterations * config.training.learner_steps, config.optimizer
+
+    def rise_and_fall(peak: float, steps: int) -> optax.Schedule:
+        steps = max(steps, optimizer.warmup_steps + 1)
+        return optax.warmup_cosine_decay_schedule(
+            0.0, peak, optimizer.warmup_steps, steps, peak * optimizer.final_fraction
+        )
+
+    if not optimizer.self_play_learning_rate:
+        return rise_and_fall(optimizer.learning_rate, warm + rest)
+    of_each = rise_and_fall(optimizer.learning_rate, warm), rise_and_fall(optimizer.self_play_learning_rate, rest)
+    return optax.join_schedules(of_each, [warm])
 
 
 def problem_order(config: Config, iteration: int, num_problems: int) -> np.ndarray:
@@ -77,7 +89,7 @@ class Steps:
                 chosen = self._augment(chosen, keys)
                 chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
                 loss = lambda p, part: learner.chain_loss(self.model, p, part, config.training.value_weight, AXIS)
-            return learner.update(state, config.optimizer, total_steps(config), loss, chosen)
+            return learner.update(state, config.optimizer, learning_rate(config), loss, chosen)
 
         state, metrics = lax.scan(step, state, jnp.arange(WARM_STEPS_PER_CALL))
         return state, jax.tree.map(lambda x: x[-1], metrics)
@@ -111,7 +123,7 @@ class Steps:
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
             batch, age = replay.sample(stored, keys, config.training.rows_per_lane, config.training.surprise_fraction)
             loss = lambda p, part: learner.row_loss(self.model, p, part, config, AXIS, self.task.tool)
-            state, metrics = learner.update(state, config.optimizer, total_steps(config), loss, batch)
+            state, metrics = learner.update(state, config.optimizer, learning_rate(config), loss, batch)
             return state, {**metrics, "replay/age": lax.pmean(jnp.mean(age.astype(jnp.float32)), AXIS)}
 
         state, metrics = lax.scan(step, state, jnp.arange(config.training.learner_steps))

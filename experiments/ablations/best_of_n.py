@@ -24,7 +24,7 @@ from alphallm.training import learner, parallel, replay
 from alphallm.training.config import Config
 from alphallm.training.learner import AXIS, Chain
 from alphallm.training.loop import State, Trainer
-from alphallm.training.steps import Steps, lane_keys, total_steps
+from alphallm.training.steps import Steps, lane_keys, learning_rate
 from alphallm.types import Problem, pytree
 
 
@@ -103,7 +103,7 @@ class BestOfNSteps(Steps):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
             batch: Any = replay.sample(stored, keys, config.training.rows_per_lane)[0]
             loss = lambda p, part: pair_loss(self.model, p, part, config.training.value_weight)
-            return learner.update(state, config.optimizer, total_steps(config), loss, batch)
+            return learner.update(state, config.optimizer, learning_rate(config), loss, batch)
 
         state, metrics = lax.scan(step, state, jnp.arange(config.training.learner_steps))
         return state, stored, jax.tree.map(jnp.mean, metrics)

@@ -9,7 +9,7 @@ from alphallm import memory
 from alphallm.training import actor, learner, replay
 from alphallm.training.config import Config
 from alphallm.training.loop import State
-from alphallm.training.steps import Steps, total_steps
+from alphallm.training.steps import Steps, learning_rate
 from experiments.benchmark import compiled, formulas
 from experiments.benchmark.synthetic import Endless, FixedLengthModel
 
@@ -32,7 +32,7 @@ class Programs:
             keys_B = jax.random.split(key, len(self.problem.index))
             rows, _ = actor.self_play(self.model, task, config, params, self.problem, keys_B)
             stored = replay.empty(rows, self.problem, config.training.replay_capacity)
-            return State(learner.init(config, params, total_steps(config)), stored), rows
+            return State(learner.init(config, params, learning_rate(config)), stored), rows
 
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.state, rows = jax.eval_shape(state, key)

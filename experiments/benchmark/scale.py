@@ -197,14 +197,14 @@ def measure_setting(devices: int, simulations: int, problems: int, repeats: int)
 
     from alphallm import memory
     from alphallm.training import learner, parallel, replay
-    from alphallm.training.steps import total_steps
+    from alphallm.training.steps import learning_rate
     from experiments.benchmark import formulas, measure, programs
 
     config, task = setting(simulations, problems)
     made = programs.Programs(config, task)
     told = made.predicted()
     # On the host, where it stays: what compiling the initialisation takes is no iteration's.
-    state = learner.init(config, made.model.init(jax.random.key(0)), total_steps(config))
+    state = learner.init(config, made.model.init(jax.random.key(0)), learning_rate(config))
     state, empty = (
         jax.tree.map(np.asarray, state),
         jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), made.state.replay),

@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alphallm.tasks import ArithmeticConfig, BlocksworldConfig, ProblemError, SerialConfig, TaskConfig, TextConfig, data
+from alphallm.tasks import (
+    ArithmeticConfig,
+    BlocksworldConfig,
+    IgsmConfig,
+    ProblemError,
+    SerialConfig,
+    TaskConfig,
+    TextConfig,
+    data,
+)
 from alphallm.types import Transition
 
 from . import page, worked
@@ -37,6 +46,7 @@ _CONFIGS: dict[str, Callable[[], TaskConfig]] = {
     "serial, its lines listed": lambda: SerialConfig(
         problem="circuit", max_length=6, train_problems=200, validation_problems=50, test_problems=50
     ),
+    "igsm": lambda: IgsmConfig(train_problems=300, validation_problems=50, test_problems=50),
     "jsonl": lambda: TextConfig(name="jsonl", manual_dir=worked.write(data.root() / "worked"), vocabulary_size=300),
     "the page's": lambda: page.example().KnightConfig(),
 }

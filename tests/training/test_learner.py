@@ -11,8 +11,8 @@ import pytest
 from alphallm.decode import causal_mask
 from alphallm.losses import log_rest
 from alphallm.models import LanguageModel, ModelConfig
-from alphallm.training import learner
-from alphallm.training.config import Config, OptimizerConfig, TrainingConfig
+from alphallm.training import learner, steps
+from alphallm.training.config import Config, OptimizerConfig, TrainingConfig, WarmStartConfig
 from alphallm.training.targets import Row, TargetConfig
 
 R, P, D, L, K, V = 6, 4, 2, 3, 4, 9
@@ -251,3 +251,21 @@ def test_learning_fits_the_rows(name):
     distance = lambda a, b: max(float(jnp.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
     last = jax.tree.map(lambda x: x[0], (state.average, state.params))
     assert 0 < distance(*last) < distance(last[1], PARAMS)
+
+
+def test_the_learning_rate_of_self_play_has_a_schedule_of_its_own():
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=10, final_fraction=0.1)
+    config = Config(
+        warm_start=WarmStartConfig(num_steps=100),
+        training=TrainingConfig(num_iterations=20, learner_steps=10),
+        optimizer=optimizer,
+    )
+    rates = [float(steps.learning_rate(config)(step)) for step in range(301)]
+    assert rates[0] == 0 and max(rates) == rates[10] == pytest.approx(1e-2) and rates[300] == pytest.approx(1e-3)
+    assert (np.diff(rates[10:]) <= 0).all()  # one fall, over both.
+
+    two = dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, self_play_learning_rate=1e-4))
+    rates = [float(steps.learning_rate(two)(step)) for step in range(301)]
+    assert rates[10] == pytest.approx(1e-2) and rates[99] == pytest.approx(1e-3, rel=0.01)
+    assert rates[100] == 0 and max(rates[100:]) == rates[110] == pytest.approx(1e-4)
+    assert rates[300] == pytest.approx(1e-5)
