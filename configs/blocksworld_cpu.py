@@ -24,14 +24,20 @@ def get_config() -> Config:
         task=BlocksworldConfig(num_blocks=(4, 6), train_plan=(2, 6), test_plan=(2, 8), max_steps=8),
         model=ModelConfig(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=384),
         # Two goals in three are too far for random play to teach the value head anything.
-        warm_start=WarmStartConfig(data="solutions", num_steps=400, batch_size=64),
-        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, self_play_learning_rate=3e-4, ema_decay=0.99),
+        warm_start=WarmStartConfig(data="solutions", num_steps=1200, batch_size=64),
+        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, self_play_learning_rate=2e-4, ema_decay=0.99),
         # A state has at most six legal steps: eight candidates hold them all, once the policy knows the rules.
-        search=SearchConfig(num_simulations=16, num_candidates=8, max_considered=4, value_scale=0.1),
-        targets=TargetConfig(nodes="all", rows_per_tree=6, policy="rest", legal_share=0.05),
+        search=SearchConfig(num_simulations=24, num_candidates=8, max_considered=4, value_scale=0.1),
+        # One-hot targets: spread over legal steps, a policy that has imitated forgets which of them it meant.
+        targets=TargetConfig(nodes="all", rows_per_tree=6, policy="sampled"),
         training=TrainingConfig(
-            num_iterations=70, problems_per_iteration=64, learner_steps=16, rows_per_lane=1, value_weight=0.25
+            num_iterations=40,
+            problems_per_iteration=64,
+            learner_steps=12,
+            rows_per_lane=1,
+            unmasked_fraction=0.1,
+            value_weight=0.25,
         ),
-        evaluation=EvaluationConfig(every=35, num_problems=200, num_simulations=16),
-        checkpoints=CheckpointConfig(every=15, keep=2),
+        evaluation=EvaluationConfig(every=20, num_problems=200, num_simulations=24),
+        checkpoints=CheckpointConfig(every=10, keep=2),
     )
