@@ -31,7 +31,7 @@ def get_config() -> Config:
         model=ModelConfig(num_layers=3, width=96, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=256),
         # Packed: a text has 30 to 110 tokens, its prompt included.
         warm_start=WarmStartConfig(data="solutions", num_steps=2000, batch_size=16, sequence_tokens=192),
-        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, ema_decay=0.98),
+        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, self_play_learning_rate=2e-4, ema_decay=0.98),
         # A wrong number shows only at the end of a chain, and a search that tries many numbers finds the right one by
         # luck: simulations go on to the end, and only what is likely may be written.
         search=SearchConfig(policy="puct", rollout=True, num_simulations=16, num_candidates=4, min_p=0.05),
