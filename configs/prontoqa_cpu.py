@@ -24,10 +24,10 @@ from alphallm.training.targets import TargetConfig
 
 def get_config() -> Config:
     return Config(
-        task=ProntoqaConfig(hops=(1, 2, 3), test_hops=(1, 2, 3, 4), max_steps=6, max_premises=19, num_train=100_000),
+        task=ProntoqaConfig(hops=(1, 2, 3), test_hops=(1, 2, 3, 4), max_steps=6, max_premises=19, num_train=20_000),
         model=ModelConfig(num_layers=4, width=64, num_heads=4, num_kv_heads=2, head_dim=16, hidden_dim=192),
-        warm_start=WarmStartConfig(data="solutions", num_steps=1200, batch_size=16, sequence_tokens=256),
-        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, final_fraction=0.02, ema_decay=0.98),
+        warm_start=WarmStartConfig(data="solutions", num_steps=3000, batch_size=16, sequence_tokens=256),
+        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, self_play_learning_rate=2e-4, ema_decay=0.98),
         search=SearchConfig(num_simulations=16, num_candidates=6, max_considered=4, value_scale=0.4),
         targets=TargetConfig(nodes="all", rows_per_tree=6, policy="rest", legal_share=0.05),
         training=TrainingConfig(
