@@ -12,6 +12,7 @@ from alphallm.models import LanguageModel, LoraConfig, ModelConfig, lora
 from alphallm.models.export import flatten
 from alphallm.training import learner
 from alphallm.training.config import Config, OptimizerConfig
+from alphallm.training.steps import learning_rate
 
 V = 11
 BASE = ModelConfig(num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=24, attention_bias=True)
@@ -60,7 +61,7 @@ def test_what_is_frozen_is_left_alone_and_costs_no_state(dtype):
     config = Config(model=adapted(dtype=dtype), optimizer=OptimizerConfig(learning_rate=0.1, warmup_steps=0))
     model = LanguageModel(config.model, V)
     _, params = params_of(config.model)
-    state = learner.init(config, params, 10)
+    state = learner.init(config, params, learning_rate(config))
     trained, frozen = flatten(state.params), flatten(state.frozen)
     assert {name for name in frozen if name.startswith("layers/")} >= {
         f"layers/{p}" for p in ("q", "o", "down", "q_bias")
@@ -80,7 +81,7 @@ def test_what_is_frozen_is_left_alone_and_costs_no_state(dtype):
         return value - jnp.mean(jnp.take_along_axis(log_probs, tokens[:, 1:, None], -1)), {}
 
     step = jax.jit(jax.vmap(
-        lambda state, tokens: learner.update(state, config.optimizer, 10, loss, tokens),
+        lambda state, tokens: learner.update(state, config.optimizer, learning_rate(config), loss, tokens),
         axis_name=learner.AXIS, in_axes=(None, 0), axis_size=1,
     ))  # fmt: skip
     after, _ = step(state, TOKENS[None])
@@ -103,9 +104,9 @@ def test_micro_batches_give_the_same_step():
     results = []
     for parts in (1, 2, 4):
         config = dataclasses.replace(whole.optimizer, micro_batches=parts)
-        state = learner.init(whole, model.init(jax.random.key(0)), 10)
+        state = learner.init(whole, model.init(jax.random.key(0)), learning_rate(whole))
         step = jax.vmap(
-            lambda state, tokens, config=config: learner.update(state, config, 10, loss, tokens),
+            lambda state, tokens, config=config: learner.update(state, config, learning_rate(whole), loss, tokens),
             axis_name=learner.AXIS, in_axes=(None, 0), axis_size=1,
         )  # fmt: skip
         after, metrics = jax.jit(step)(state, TOKENS[None])

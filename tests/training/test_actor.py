@@ -14,7 +14,7 @@ from alphallm.tasks import ArithmeticConfig, make_task
 from alphallm.training import actor, learner, replay
 from alphallm.training.config import Config, TrainingConfig
 from alphallm.training.replay import Replay
-from alphallm.training.steps import Steps, lane_keys, problem_order
+from alphallm.training.steps import Steps, lane_keys, learning_rate, problem_order
 from alphallm.training.targets import TargetConfig
 from tests.search import tabular
 
@@ -98,7 +98,7 @@ def iteration_on(num_devices):
     )
     stored = replay.empty(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0]), problems, 16)
     rows, problem, metrics = self_play(PARAMS, stored, problems, LANE, jax.random.key(1))
-    state = learner.init(CONFIG, PARAMS, 100)
+    state = learner.init(CONFIG, PARAMS, learning_rate(CONFIG))
     state, stored, losses = learn(state, stored, rows, problem, LANE, jax.random.key(2))
     others = TASK.problems(range(10, 10 + LANES))
     again = self_play(PARAMS, stored, others, LANE, jax.random.key(3))

@@ -237,10 +237,10 @@ def test_learning_fits_the_rows(name):
 
     def step(state, _):
         loss = lambda p, part: learner.row_loss(MODEL, p, part, config)
-        return learner.update(state, config.optimizer, 100, loss, rows)
+        return learner.update(state, config.optimizer, steps.learning_rate(config), loss, rows)
 
     def run(params):
-        return jax.lax.scan(step, learner.init(config, params, 100), None, length=60)
+        return jax.lax.scan(step, learner.init(config, params, steps.learning_rate(config)), None, length=60)
 
     state, metrics = jax.vmap(run, axis_name=learner.AXIS, axis_size=1, in_axes=None)(PARAMS)
     assert state.step == 60
