@@ -20,6 +20,7 @@ from absl import flags
 
 from alphallm.config import load_config, run_main
 from alphallm.errors import UserError
+from experiments.studies import write_markdown
 
 STRATEGIES = ["greedy", "value_greedy", "best_of_n", "majority", "search"]
 LISTING = ["search_listed", "search_uniform"]  # of a task that lists its legal steps.
@@ -61,11 +62,11 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
     plot_training(runs, os.path.join(options.results, "training.png"))
     trained, warm_start = (read(output) for output in outputs)
-    write(os.path.join(options.results, "table.md"), table_of(trained, warm_start))
+    write_markdown(os.path.join(options.results, "table.md"), table_of(trained, warm_start))
     steps = steps_needed(runs[0], options.num_problems)
     if len(set(steps)) > 1:
         rates = by_steps(trained, steps)
-        write(os.path.join(options.results, "by_steps.md"), table_by_steps(rates, steps))
+        write_markdown(os.path.join(options.results, "by_steps.md"), table_by_steps(rates, steps))
         draw(rates, sorted(set(steps)), os.path.join(options.results, "by_steps.png"))
     if options.export:
         shutil.copytree(os.path.join(runs[0], "export"), os.path.join(options.results, "export"), dirs_exist_ok=True)
@@ -76,45 +77,29 @@ def read(folder: str) -> list[dict[str, Any]]:
         return json.load(file)["rows"]
 
 
-def write(path: str, lines: list[list[str]]) -> None:
-    """A table in Markdown, whose first line is its head."""
-    head, *others = lines
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *others))
-
-
-def table_of(trained: list[dict[str, Any]], warm_start: list[dict[str, Any]]) -> list[list[str]]:
+def table_of(trained: list[dict[str, Any]], warm_start: list[dict[str, Any]]) -> list[dict[str, str]]:
     """A line for each strategy, mode and budget, with means over seeds and problems."""
-    head = [
-        "strategy",
-        "mode",
-        "knob",
-        "solve rate",
-        "seed by seed",
-        "illegal answers",
-        "tokens",
-        "expansions",
-        "GFLOP",
-    ]
-    lines = [head]
+    lines = []
     for rows, note in ((trained, ""), (warm_start, " (warm start)")):
         for (_, mode, strategy), members in sorted(by_line(rows).items()):
             mean = {
                 name: sum(row[name] for row in members) / len(members)
                 for name in ("solved", "illegal", "tokens", "expansions", "FLOPs")
             }
-            cells = [
-                strategy + note,
-                mode.replace("_", " ").replace("both", "–"),
-                members[0]["knob"] or "–",
-                f"{mean['solved']:.1%}",
-                ", ".join(f"{100 * row['solved']:.1f}" for row in members) if len(members) > 1 else "–",
-                f"{mean['illegal']:.1%}",
-                f"{mean['tokens']:,.0f}",
-                f"{mean['expansions']:.0f}",
-                f"{mean['FLOPs'] / 1e9:.2f}",
-            ]
-            lines.append(cells)
+            by_seed = ", ".join(f"{100 * row['solved']:.1f}" for row in members)
+            lines.append(
+                {
+                    "strategy": strategy + note,
+                    "mode": mode.replace("_", " ").replace("both", "–"),
+                    "knob": members[0]["knob"] or "–",
+                    "solve rate": f"{mean['solved']:.1%}",
+                    "seed by seed": by_seed if len(members) > 1 else "–",
+                    "illegal answers": f"{mean['illegal']:.1%}",
+                    "tokens": f"{mean['tokens']:,.0f}",
+                    "expansions": f"{mean['expansions']:.0f}",
+                    "GFLOP": f"{mean['FLOPs'] / 1e9:.2f}",
+                }
+            )
     return lines
 
 
@@ -154,12 +139,14 @@ def by_steps(rows: list[dict[str, Any]], steps: list[int]) -> dict[tuple[int, st
     return found
 
 
-def table_by_steps(rates: dict[tuple[int, str, str], dict[int, Any]], steps: list[int]) -> list[list[str]]:
-    numbers = sorted(set(steps))
-    lines = [["strategy", "mode", "tokens", *(f"{n} steps ({steps.count(n)} problems)" for n in numbers)]]
+def table_by_steps(rates: dict[tuple[int, str, str], dict[int, Any]], steps: list[int]) -> list[dict[str, str]]:
+    lines = []
     for (budget, mode, strategy), rate in rates.items():
-        cells = [f"{rate[n].estimate:.2f} [{rate[n].low:.2f}, {rate[n].high:.2f}]" for n in numbers]
-        lines.append([strategy, mode.replace("_", " ").replace("both", "–"), str(budget or "–"), *cells])
+        line = {"strategy": strategy, "mode": mode.replace("_", " ").replace("both", "–"), "tokens": str(budget or "–")}
+        for n in sorted(set(steps)):
+            told = f"{rate[n].estimate:.2f} [{rate[n].low:.2f}, {rate[n].high:.2f}]"
+            line[f"{n} steps ({steps.count(n)} problems)"] = told
+        lines.append(line)
     return lines
 
 

@@ -18,6 +18,7 @@ from absl import flags
 
 from alphallm.config import apply_overrides, load_config, run_main
 from alphallm.errors import UserError
+from experiments.studies import commit
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -115,11 +116,6 @@ def write_outcomes(folder: str, settings: dict[str, Any], outcomes: dict[str, di
     with open(path + ".new", "w", encoding="utf-8") as file:
         json.dump({**settings, "outcomes": outcomes}, file)
     os.replace(path + ".new", path)  # Hours of training are in it.
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    return found.stdout.strip()
 
 
 def train(name: str, base: str, folder: str, overrides: dict[str, Any]) -> None:

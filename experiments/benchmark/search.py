@@ -27,6 +27,7 @@ from typing import Any
 from absl import flags
 
 from alphallm.config import run_main
+from experiments.studies import commit
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 GOAL_EXPANSIONS = 60.0
@@ -63,10 +64,9 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 def machine() -> dict[str, Any]:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     return {
         "cpu": names[0] if names else "", "cores": os.cpu_count(), "load_before": os.getloadavg()[0],
-        "commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ tells learning from enumeration, and nobody has it at test time. results.json, t
 import dataclasses
 import json
 import os
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from absl import flags
 
 from alphallm.config import run_main, to_dict
 from alphallm.errors import UserError
+from experiments.studies import commit, whole_numbers, write_markdown
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -37,7 +37,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     options = flags.FLAGS
     if arguments or overrides:
         raise UserError(f"{[*arguments, *overrides][0]!r} is not an option; see --help for those that there are.")
-    lengths, budgets = whole_numbers("hops", options.hops), whole_numbers("budgets", options.budgets)
+    lengths, budgets = (whole_numbers(name, getattr(options, name), 1) for name in ("hops", "budgets"))
     rows = evaluate(options.workdir, lengths, budgets, options.num_problems)
     os.makedirs(options.results, exist_ok=True)
     with open(os.path.join(options.results, "results.json"), "w", encoding="utf-8") as file:
@@ -45,12 +45,6 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
             {"workdir": options.workdir, "commit": commit(), "asked": options.num_problems, **rows}, file, indent=1
         )
     report(lengths, rows["rows"], options.num_problems, options.results)
-
-
-def whole_numbers(name: str, values: Sequence[str]) -> list[int]:
-    if not values or any(not value.strip().isdecimal() or not int(value) for value in values):
-        raise UserError(f"--{name}={','.join(values)}: give whole numbers of 1 or more with commas, as in 1,2,4.")
-    return [int(value) for value in values]
 
 
 def evaluate(workdir: str, lengths: Sequence[int], budgets: Sequence[int], number: int) -> dict[str, Any]:
@@ -118,11 +112,6 @@ def answered(result: Any, reference_B: np.ndarray) -> np.ndarray:
     return result.tokens_BDL[np.arange(len(last_B)), last_B, 0] == reference_B
 
 
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    return found.stdout.strip()
-
-
 def report(lengths: Sequence[int], rows: Sequence[dict[str, Any]], asked: int, folder: str) -> None:
     """Prints and writes the table, and draws the figure."""
     from alphallm.display import print_table
@@ -135,9 +124,7 @@ def report(lengths: Sequence[int], rows: Sequence[dict[str, Any]], asked: int, f
             line[f"{h} hops"] = f"{row['solved'][h] / asked:.3f} / {row['answered'][h] / asked:.3f}"
         lines.append(line)
     print_table("Solved (right answer and valid proof) / answered right, by hops", lines)
-    cells = [[*lines[0]], ["---"] * len(lines[0]), *([str(value) for value in line.values()] for line in lines)]
-    with open(os.path.join(folder, "table.md"), "w", encoding="utf-8") as file:
-        file.writelines(f"| {' | '.join(row)} |\n" for row in cells)
+    write_markdown(os.path.join(folder, "table.md"), lines)
     draw(lengths, rows, asked, os.path.join(folder, "figure.png"))
 
 

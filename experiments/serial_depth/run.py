@@ -13,7 +13,6 @@ same command may be given again at any time. Runs go to OUTPUT/PROBLEM; results.
 import dataclasses
 import json
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from absl import flags
 
 from alphallm.config import apply_overrides, load_config, run_main, to_dict
 from alphallm.errors import UserError
+from experiments.studies import commit, whole_numbers, write_markdown
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CONFIG = "configs/serial_cpu.py"
@@ -83,12 +83,6 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.depth} layers {WITH[self.steps]} seed {self.seed}".replace(" ", "_")
-
-
-def whole_numbers(name: str, values: Sequence[str], least: int) -> list[int]:
-    if not values or any(not value.strip().isdecimal() or int(value) < least for value in values):
-        raise UserError(f"--{name}={','.join(values)}: give whole numbers of {least} or more with commas, as in 1,2,4.")
-    return [int(value) for value in values]
 
 
 def base_config(problem: str, lengths: Sequence[int], overrides: Sequence[str]):
@@ -163,11 +157,6 @@ def write_results(folder: str, settings: dict[str, Any], runs: dict[str, Any]) -
     os.replace(path + ".new", path)
 
 
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    return found.stdout.strip()
-
-
 def summary(outcome: dict[str, Any]) -> str:
     return ", ".join(f"length {length}: {n / outcome['asked']:.3f}" for length, n in outcome["solved"].items())
 
@@ -178,9 +167,7 @@ def report(problem: str, lengths: Sequence[int], rows: Sequence[dict[str, Any]],
 
     lines = table(lengths, rows)
     print_table(f"Solve rates of {problem} on test problems, by length", lines)
-    cells = [[*lines[0]], ["---"] * len(lines[0]), *([str(value) for value in line.values()] for line in lines)]
-    with open(os.path.join(folder, "table.md"), "w", encoding="utf-8") as file:
-        file.writelines(f"| {' | '.join(row)} |\n" for row in cells)
+    write_markdown(os.path.join(folder, "table.md"), lines)
     draw(problem, lengths, rows, os.path.join(folder, "figure.png"))
 
 
