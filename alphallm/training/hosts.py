@@ -114,29 +114,33 @@ def _watch_others():
     """
     job = distributed.global_state
     client: Any = job.client
+    mine = f"alive/{job.process_id}"
     said: dict[str, str] = {}
-    heard = dict.fromkeys((f"alive/{index}" for index in range(job.num_processes)), time.monotonic())
+    # Seconds that this process has waited; not those of the clock, which go on while it is stopped itself.
+    silent = dict.fromkeys((f"alive/{index}" for index in range(job.num_processes)), 0)
 
     def exchange():
         for beat in itertools.count():
             # Nothing can be said while process 0 does not answer, and when this process leaves.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                client.key_value_set(f"alive/{job.process_id}", str(beat), allow_overwrite=True)
+                client.key_value_set(mine, str(beat), allow_overwrite=True)
                 for who, beat_said in client.key_value_dir_get("alive/"):
                     if said.get(who) != beat_said:
-                        said[who], heard[who] = beat_said, time.monotonic()
+                        said[who], silent[who] = beat_said, 0
             time.sleep(1.0)
 
     def watch():
         while jax.distributed.is_initialized():
             time.sleep(1.0)
-            who = min(heard, key=lambda each: heard[each])
-            if time.monotonic() - max(heard.values()) > SILENT_SECONDS:
-                end(0)  # it passes the signs on: nothing is heard of anybody, not even of this process.
-            if max(heard.values()) - heard[who] > SILENT_SECONDS:
-                end(int(who.removeprefix("alive/")))
+            for who in silent:
+                silent[who] += 1
+            if silent[mine] > SILENT_SECONDS:
+                end("0")  # it passes the signs on: not even this process's own comes back.
+            who = max(silent, key=lambda each: silent[each])
+            if silent[who] > SILENT_SECONDS and silent[mine] < 3:
+                end(who.removeprefix("alive/"))
 
-    def end(lost: int):
+    def end(lost: str):
         print(f"\nerror: {_lost(f'process {lost} says nothing for {SILENT_SECONDS} s')}", file=sys.stderr, flush=True)
         os._exit(HostLost.status)
 
