@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alphallm.errors import UserError
 from alphallm.tasks import ProblemError, ProntoqaConfig, make_task
-from alphallm.tasks.prontoqa import ontologies, wording
+from alphallm.tasks.prontoqa import ontologies, prontoqa, wording
 
 from .prontoqa_twin import closure, derivable, fewest_steps, legal_texts, opposite, twin_problem, twin_step
 
@@ -408,3 +409,10 @@ def test_a_bad_file_is_refused_in_one_sentence(text, message):
     with pytest.raises(ProblemError, match=message) as error:
         task_of().from_file(text)
     assert "\n" not in str(error.value)
+
+
+def test_a_split_without_problems_is_told(monkeypatch):
+    monkeypatch.setattr(prontoqa, "split_of", lambda key: "train")
+    monkeypatch.setattr(prontoqa, "_MISSES", 20)
+    with pytest.raises(UserError, match="There are no validation problems of"):
+        ProntoqaConfig(num_train=5).splits()

@@ -103,6 +103,8 @@ class ProntoqaConfig(TaskConfig, names=("prontoqa",)):
                     break
             else:
                 left.popleft()
+        if not texts:
+            raise UserError(f"There are no {split} problems of {self}: allow other hops or another ontology.")
         return list(texts.values())
 
 
