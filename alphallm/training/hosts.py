@@ -5,6 +5,7 @@ compare what they are about to run, and after each tick they agree on whether to
 folder; the others read checkpoints from it, so that it must be on a disk that all of them see.
 """
 
+import atexit
 import contextlib
 import hashlib
 import itertools
@@ -15,7 +16,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -32,6 +32,8 @@ _T = TypeVar("_T")
 CONNECT_SECONDS = 50  # for all processes to come together.
 SILENT_SECONDS = 20  # after so long without a sign of life a process counts as lost.
 _HEARTBEAT_SECONDS = 40  # the same for JAX, which then ends the process with a C++ stack trace.
+_LEAVE_SECONDS = 5  # for the last word to the others, who may be gone.
+_GOODBYE = "leaves"  # it is not missed any more.
 _LONGEST_SENTENCE = 2000  # bytes of an error that the first host tells the others.
 
 
@@ -118,20 +120,22 @@ def _watch_others():
     said: dict[str, str] = {}
     # Seconds that this process has waited; not those of the clock, which go on while it is stopped itself.
     silent = dict.fromkeys((f"alive/{index}" for index in range(job.num_processes)), 0)
+    leaves = threading.Event()
 
     def exchange():
         for beat in itertools.count():
-            # Nothing can be said while process 0 does not answer, and when this process leaves.
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                client.key_value_set(mine, str(beat), allow_overwrite=True)
-                for who, beat_said in client.key_value_dir_get("alive/"):
-                    if said.get(who) != beat_said:
-                        said[who], silent[who] = beat_said, 0
-            time.sleep(1.0)
+            word = _GOODBYE if leaves.is_set() else str(beat)
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # Process 0 may not answer.
+                client.key_value_set(mine, word, allow_overwrite=True)
+                for who, its_word in client.key_value_dir_get("alive/"):
+                    if said.get(who) != its_word or its_word == _GOODBYE:
+                        said[who], silent[who] = its_word, 0
+            if word == _GOODBYE:
+                return
+            leaves.wait(1.0)
 
     def watch():
-        while jax.distributed.is_initialized():
-            time.sleep(1.0)
+        while not leaves.wait(1.0):
             for who in silent:
                 silent[who] += 1
             if silent[mine] > SILENT_SECONDS:
@@ -144,8 +148,17 @@ def _watch_others():
         print(f"\nerror: {_lost(f'process {lost} says nothing for {SILENT_SECONDS} s')}", file=sys.stderr, flush=True)
         os._exit(HostLost.status)
 
-    for function in (exchange, watch):
-        threading.Thread(target=function, daemon=True).start()
+    threads = [threading.Thread(target=function, daemon=True) for function in (exchange, watch)]
+
+    def leave():
+        # A thread that is within the coordinator's C++ when the interpreter is taken down aborts the process.
+        leaves.set()
+        for thread in threads:
+            thread.join(_LEAVE_SECONDS)
+
+    for thread in threads:
+        thread.start()
+    atexit.register(leave)  # Runs before JAX's own, which waits for the other processes to leave too.
 
 
 def _lost(reason: str) -> HostLost:
