@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -53,17 +52,24 @@ def start(how: str):
     """Joins the other processes. `how` is "" (there are none), "auto" (SLURM, Open MPI, GKE and Cloud TPU say in the
     environment who they are), or HOST:PORT,ID,COUNT: where process 0 listens, which one this is, and of how many.
 
-    Call it before JAX is first used. Raises UserError where the others do not come within `CONNECT_SECONDS`.
+    Call it before JAX is first used. Raises UserError where that fails. Where the others do not come within
+    `CONNECT_SECONDS` it ends the process with a sentence.
     """
     if not how:
         return
     address, index, count = (None, None, None) if how == "auto" else _parse(how)
-    if address and index:
-        _wait_for(address)  # JAX's own attempt would end the process with a C++ stack trace.
+    apart = (
+        f"The processes of --distributed={how} did not come together within {CONNECT_SECONDS} s: start all of them, "
+        "each with another ID, and with the address of the first one."
+    )
+    # JAX waits longer, and would end the process with a C++ stack trace.
+    late = threading.Timer(CONNECT_SECONDS, _end, [UserError(apart)])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             address, count, index,
-            initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            initialization_timeout=2 * CONNECT_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -72,11 +78,16 @@ def start(how: str):
                 f"--distributed=auto finds no SLURM, Open MPI, GKE or Cloud TPU job in the environment ({reason}): "
                 "give --distributed=HOST:PORT,ID,COUNT."
             ) from error
-        raise UserError(
-            f"The processes of --distributed={how} did not come together within {CONNECT_SECONDS} s ({reason}): start "
-            "all of them, each with another ID, and with the address of the first one."
-        ) from error
+        raise UserError(f"--distributed={how} failed ({reason}).") from error
+    finally:
+        late.cancel()
     _watch_others()
+
+
+def _end(error: UserError):
+    """Ends the process from any thread, as what JAX waits for in C++ can not be interrupted."""
+    print(f"\nerror: {error}", file=sys.stderr, flush=True)
+    os._exit(error.status)
 
 
 def _parse(how: str) -> tuple[str, int, int]:
@@ -89,23 +100,6 @@ def _parse(how: str) -> tuple[str, int, int]:
     if not index < count:
         raise UserError(f"--distributed={how!r}: of {count} processes the IDs are 0 to {count - 1}.")
     return address, index, count
-
-
-def _wait_for(address: str):
-    """Returns when something listens at the address."""
-    host, _, port = address.rpartition(":")
-    waiting, reason = threading.Event(), ""
-    for _ in range(CONNECT_SECONDS):
-        try:
-            socket.create_connection((host, int(port)), timeout=1.0).close()
-            return
-        except OSError as error:
-            reason = error.strerror or str(error)
-            waiting.wait(1.0)
-    raise UserError(
-        f"No process 0 answers at {address} for {CONNECT_SECONDS} s ({reason}): start it, or mend the address in "
-        "--distributed."
-    )
 
 
 def _watch_others():
@@ -139,14 +133,10 @@ def _watch_others():
             for who in silent:
                 silent[who] += 1
             if silent[mine] > SILENT_SECONDS:
-                end("0")  # it passes the signs on: not even this process's own comes back.
+                _end(_silent("0"))  # it passes the signs on: not even this process's own comes back.
             who = max(silent, key=lambda each: silent[each])
             if silent[who] > SILENT_SECONDS and silent[mine] < 3:
-                end(who.removeprefix("alive/"))
-
-    def end(lost: str):
-        print(f"\nerror: {_lost(f'process {lost} says nothing for {SILENT_SECONDS} s')}", file=sys.stderr, flush=True)
-        os._exit(HostLost.status)
+                _end(_silent(who.removeprefix("alive/")))
 
     threads = [threading.Thread(target=function, daemon=True) for function in (exchange, watch)]
 
@@ -159,6 +149,10 @@ def _watch_others():
     for thread in threads:
         thread.start()
     atexit.register(leave)  # Runs before JAX's own, which waits for the other processes to leave too.
+
+
+def _silent(process: str) -> HostLost:
+    return _lost(f"process {process} says nothing for {SILENT_SECONDS} s")
 
 
 def _lost(reason: str) -> HostLost:

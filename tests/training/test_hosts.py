@@ -49,9 +49,7 @@ hosts.total(hosts.np.ones(1))
 
 @pytest.mark.parametrize("hanging", [0, 1])
 def test_a_process_that_hangs_ends_the_others(hanging):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", HANGS]
     processes = [
         subprocess.Popen([*command, f"localhost:{port},{index},2", str(hanging)], stderr=subprocess.PIPE, text=True)
@@ -63,6 +61,12 @@ def test_a_process_that_hangs_ends_the_others(hanging):
     processes[hanging].communicate()
     assert processes[1 - hanging].returncode == hosts.HostLost.status == 76, told
     assert f"has lost another one (process {hanging} says nothing for 4 s)" in told and "Traceback" not in told
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def start(arguments, workdir, **changes):
@@ -89,13 +93,45 @@ def test_sigterm_saves_and_the_run_continues(tmp_path):
     [
         ("localhost", "give auto, or HOST:PORT,ID,COUNT"),
         ("localhost:1,2,2", "of 2 processes the IDs are 0 to 1"),
-        ("localhost:1,1,2", "No process 0 answers at localhost:1 for 1 s"),
     ],
 )
-def test_what_can_not_be_joined_is_said(how, words, monkeypatch):
-    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 1)
+def test_what_can_not_be_joined_is_said(how, words):
     with pytest.raises(UserError, match=words):
         hosts.start(how)
+
+
+ALONE = "import sys; from alphallm.training import hosts; hosts.CONNECT_SECONDS = 2; hosts.start(sys.argv[1])"
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_stays_alone_is_told_so(index):
+    how = f"localhost:{free_port()},{index},2"
+    process = subprocess.run([sys.executable, "-c", ALONE, how], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    said = [line for line in process.stderr.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and f"--distributed={how} did not come together within 2 s" in said[0], process.stderr
+
+
+LEAVES = """
+import sys, threading
+from alphallm.training import hosts
+wait = threading.Event.wait  # so often that the end of the process finds the threads in the coordinator's code.
+threading.Event.wait = lambda self, seconds=None: wait(self, 0.001 if seconds == 1.0 else seconds)
+hosts.SILENT_SECONDS = 20000
+hosts.start(sys.argv[1])
+hosts.total(hosts.np.ones(1))
+"""
+
+
+def test_processes_leave_in_peace():
+    for _ in range(3):
+        port = free_port()
+        processes = [
+            subprocess.Popen([sys.executable, "-c", LEAVES, f"localhost:{port},{index},2"], stderr=subprocess.PIPE)
+            for index in range(2)
+        ]
+        told = [process.communicate(timeout=60)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], told
 
 
 def test_a_machine_without_a_cluster_is_told_so(tmp_path):
