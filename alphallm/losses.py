@@ -28,6 +28,12 @@ def masked_mean(x, mask, axis: str | None = None) -> jax.Array:
     return jnp.sum(jnp.where(mask > 0, x, 0.0) * mask) / jnp.maximum(total, 1e-9)
 
 
+def sum_and_count(x, mask=None) -> jax.Array:
+    """What a mean of x, where mask if there is one, would divide [2]: for a mean over what other devices have too."""
+    mask = jnp.ones(x.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    return jnp.stack([jnp.sum(jnp.where(mask > 0, x.astype(jnp.float32), 0.0) * mask), jnp.sum(mask)])
+
+
 def binary_cross_entropy(logit, target) -> jax.Array:
     """Cross-entropy of a Bernoulli with the given logit to a target in [0, 1], elementwise.
 

@@ -117,13 +117,8 @@ def test_flops_are_those_of_the_compiled_program(request, which, part):
     assert found.products_once < compiled.analysis(program)["flops"] < 1.15 * found.products_once
 
 
-def test_self_play_has_no_collective_but_the_mean_of_its_metrics(plain):
-    found = compiled.read(plain.self_play, plain.task.max_step).collectives
-    assert {each.kind for each in found} == {"all-reduce"}
-    assert {(size, each.times) for each in found for size in each.sizes} == {(1, 1)}
-    metrics = jax.eval_shape(plain._steps.self_play, *plain._self_play_of)[2]
-    # Beside the metrics, the counts that four masked means divide by.
-    assert len(metrics) <= sum(len(each.sizes) for each in found) <= len(metrics) + 4
+def test_self_play_has_no_collective(plain):
+    assert plain.devices > 1 and not compiled.read(plain.self_play, plain.task.max_step).collectives
 
 
 @pytest.mark.parametrize("which", ["plain", "low_rank"])

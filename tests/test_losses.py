@@ -27,6 +27,8 @@ def test_masked_mean():
     assert losses.masked_mean(x, mask) == 13 / 4
     assert losses.masked_mean(x, mask > 0) == 2.5
     assert losses.masked_mean(x, 0 * mask) == 0.0
+    np.testing.assert_array_equal(losses.sum_and_count(x, mask), [13, 4])
+    np.testing.assert_array_equal(losses.sum_and_count(x > 1), [jnp.sum(x > 1), x.size])
     gradient = jax.grad(lambda x: losses.masked_mean(x, mask))(x)
     np.testing.assert_allclose(gradient, [0.25, 0, 0, 0.75])
 

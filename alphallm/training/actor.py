@@ -1,12 +1,10 @@
 """The actor: search a batch of problems and turn the trees into rows; and the random legal play of the warm start."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alphallm.losses import masked_mean
+from alphallm.losses import sum_and_count
 from alphallm.models import LanguageModel
 from alphallm.search import search
 from alphallm.training import targets
@@ -15,8 +13,8 @@ from alphallm.training.learner import Chain
 from alphallm.types import Problem
 
 
-def self_play(model: LanguageModel, task, config: Config, params, problem: Problem, key_B: jax.Array, axis=None):
-    """Searches each problem once and returns its rows [B, M] and the metrics of this device's batch.
+def self_play(model: LanguageModel, task, config: Config, params, problem: Problem, key_B: jax.Array):
+    """Searches each problem once and returns its rows [B, M] and the sums that its metrics are the means of.
 
     A share of the problems is searched without the legality mask, so that the value head meets what it must judge where
     no verifier is at hand.
@@ -27,12 +25,14 @@ def self_play(model: LanguageModel, task, config: Config, params, problem: Probl
     tree = search(model, task, config.search, params, problem, key_B, verified_B, masked_B)
     planned = targets.plan(tree, config.search, config.targets, verified_B)
     rows = targets.rows(tree, planned, problem, config.targets, key_B)
-    return rows, metrics(tree, planned, rows, axis)
+    return rows, metrics(tree, planned, rows)
 
 
-def metrics(tree, planned: targets.Planned, rows: targets.Row, axis: str | None = None) -> dict[str, jax.Array]:
-    """How the search went, and how far its improved policy is from the prior. Means over what exists."""
-    mean = functools.partial(masked_mean, axis=axis)
+def metrics(tree, planned: targets.Planned, rows: targets.Row) -> dict[str, jax.Array]:
+    """How the search went, and how far its improved policy is from the prior: sums and counts of what exists [2].
+
+    Their quotients over all devices are the metrics (`parallel.means`). So self-play needs no message between devices.
+    """
     root_written = tree.written_BNK[:, 0]
     log_prob = jnp.where(root_written, tree.log_prob_BNK[:, 0], -1e9)
     prior = jax.nn.softmax(jnp.where(tree.valid_BNK, tree.prior_logits_BNK, -1e9))
@@ -42,18 +42,18 @@ def metrics(tree, planned: targets.Planned, rows: targets.Row, axis: str | None 
     has_choice = tree.expanded_BN & jnp.any(tree.valid_BNK, -1)
     finished = tree.written_BNK & tree.done_BNK & tree.valid_BNK
     return {
-        "search/solved": jnp.mean(planned.solved_BN[:, 0]),
-        "search/root_value": jnp.mean(planned.value_BN[:, 0]),
-        "search/raw_root_value": jnp.mean(tree.raw_value_BN[:, 0]),
-        "search/expanded": jnp.mean(jnp.sum(tree.expanded_BN, -1).astype(jnp.float32)),
-        "search/mean_depth": mean(tree.depth_BN.astype(jnp.float32), tree.expanded_BN),
-        "search/tokens": jnp.mean(tree.tokens_generated_B.astype(jnp.float32)),
-        "search/finished": jnp.mean(jnp.sum(finished, (1, 2)).astype(jnp.float32)),
-        "policy/legal": mean(tree.legal_BNK.astype(jnp.float32), tree.written_BNK),
-        "policy/unique": mean(jnp.sum(tree.written_BNK, -1).astype(jnp.float32), tree.expanded_BN),
-        "policy/root_mass_written": jnp.mean(jnp.sum(jnp.exp(log_prob), -1)),
-        "policy/improvement_kl": mean(distance, has_choice),
-        "rows": jnp.mean(jnp.sum(rows.valid, -1).astype(jnp.float32)),
+        "search/solved": sum_and_count(planned.solved_BN[:, 0]),
+        "search/root_value": sum_and_count(planned.value_BN[:, 0]),
+        "search/raw_root_value": sum_and_count(tree.raw_value_BN[:, 0]),
+        "search/expanded": sum_and_count(jnp.sum(tree.expanded_BN, -1)),
+        "search/mean_depth": sum_and_count(tree.depth_BN, tree.expanded_BN),
+        "search/tokens": sum_and_count(tree.tokens_generated_B),
+        "search/finished": sum_and_count(jnp.sum(finished, (1, 2))),
+        "policy/legal": sum_and_count(tree.legal_BNK, tree.written_BNK),
+        "policy/unique": sum_and_count(jnp.sum(tree.written_BNK, -1), tree.expanded_BN),
+        "policy/root_mass_written": sum_and_count(jnp.sum(jnp.exp(log_prob), -1)),
+        "policy/improvement_kl": sum_and_count(distance, has_choice),
+        "rows": sum_and_count(jnp.sum(rows.valid, -1)),
     }
 
 

@@ -109,7 +109,7 @@ class Trainer:
         )
         rows, problem, played = self.steps.self_play(state.learner.weights, state.replay, problem, self.lanes, play_key)
         trained, stored, learned = self.steps.learn(state.learner, state.replay, rows, problem, self.lanes, learn_key)
-        return State(trained, stored), {**_floats(played), **_floats(learned)}
+        return State(trained, stored), {**parallel.means(played), **_floats(learned)}
 
     def _batch(self, iteration: int) -> Problem:
         index = steps_lib.problem_order(self.config, iteration, len(self.problems.index))

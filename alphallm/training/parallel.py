@@ -57,6 +57,14 @@ def first(tree):
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
+def means(sums: dict[str, jax.Array]) -> dict[str, float]:
+    """Each sum divided by its count, both over all devices of all hosts; 0 where there was nothing to count."""
+    local = np.stack([np.sum(np.asarray(x, np.float64), 0) for x in sums.values()])
+    return {
+        name: float(total / max(count, 1e-9)) for name, (total, count) in zip(sums, hosts.total(local), strict=True)
+    }
+
+
 def gather(tree):
     """What `shard` split, whole again, as host arrays on all hosts."""
     return jax.tree.map(lambda x: hosts.gather(np.asarray(x).reshape(-1, *x.shape[2:])), tree)

@@ -111,8 +111,8 @@ class Steps:
                 lambda new, o: jnp.where(again.reshape((-1,) + (1,) * (new.ndim - 1)), o, new), problem, old
             )
         problem = self._augment(problem, keys)
-        rows, metrics = actor.self_play(self.model, self.task, self.config, params, problem, keys, AXIS)
-        return rows, problem, lax.pmean(metrics, AXIS)
+        rows, metrics = actor.self_play(self.model, self.task, self.config, params, problem, keys)
+        return rows, problem, metrics
 
     def _learn(self, state: Learner, stored: Replay, rows, problem: Problem, lane_B, key):
         """Stores the rows, then takes the iteration's optimizer steps."""

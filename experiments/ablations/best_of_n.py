@@ -20,9 +20,10 @@ from alphallm import train as command
 from alphallm.config import apply_overrides, load_config, run_main
 from alphallm.errors import UserError
 from alphallm.evaluation import chains, strategies
+from alphallm.losses import sum_and_count
 from alphallm.training import learner, parallel, replay
 from alphallm.training.config import Config
-from alphallm.training.learner import AXIS, Chain
+from alphallm.training.learner import Chain
 from alphallm.training.loop import State, Trainer
 from alphallm.training.steps import Steps, lane_keys, learning_rate
 from alphallm.types import Problem, pytree
@@ -44,7 +45,7 @@ def chains_per_problem(task, config: Config) -> int:
 
 
 def sample_pairs(model, task, config: Config, params, problem: Problem, key_B):
-    """Rows [B, M] of each problem's N chains, and metrics."""
+    """Rows [B, M] of each problem's N chains, and the sums that metrics are the means of."""
     num, kept = chains_per_problem(task, config), config.targets.rows_per_tree
     key_BJ = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(num)))(key_B)
     prefix = decode.prefill(model, params, problem)
@@ -72,10 +73,11 @@ def sample_pairs(model, task, config: Config, params, problem: Problem, key_B):
         right.prompt_P, right.prompt_length, right.tokens_DL,
         jnp.where(right.outcome[..., None] > 0, right.length_D, 0), right.outcome,
     )  # fmt: skip
-    metrics = {
-        "search/solved": jnp.mean(jnp.max(reward_BJ, -1)), "search/tokens": jnp.mean(jnp.sum(drawn.length_BJD, (1, 2))),
-        "samples/right": jnp.mean(reward_BJ), "policy/legal": jnp.mean(legal_BJ.astype(jnp.float32)),
+    measured = {
+        "search/solved": jnp.max(reward_BJ, -1), "search/tokens": jnp.sum(drawn.length_BJD, (1, 2)),
+        "samples/right": reward_BJ, "policy/legal": legal_BJ,
     }  # fmt: skip
+    metrics = {name: sum_and_count(x) for name, x in measured.items()}
     return Pair(imitated, pick(any_BM), jnp.ones(right_BM.shape, bool)), metrics
 
 
@@ -94,7 +96,7 @@ class BestOfNSteps(Steps):
         keys = lane_keys(key, lane_B)
         problem = self._augment(problem, keys)
         pairs, metrics = sample_pairs(self.model, self.task, self.config, params, problem, keys)
-        return pairs, problem, lax.pmean(metrics, AXIS)
+        return pairs, problem, metrics
 
     def _learn(self, state, stored, pairs, problem: Problem, lane_B, key):
         config, stored = self.config, replay.add(stored, pairs, problem)

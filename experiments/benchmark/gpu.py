@@ -200,17 +200,17 @@ def measure_model(given: Setting, repeats: int, profile: str) -> dict[str, Any]:
     decoding = measure.timed(loop, params, prefix, key_B, repeats=repeats)
     with measure.compilations() as compilations:
         playing = jax.jit(functools.partial(self_play, given, model)).lower(params, problems, key_B).compile()
-    told = playing(params, problems, key_B)[0]
-    if float(told["search/expanded"]) != given.search.num_simulations + 1:
+    told = {name: float(total / count) for name, (total, count) in playing(params, problems, key_B)[0].items()}
+    if told["search/expanded"] != given.search.num_simulations + 1:
         raise AssertionError(f"{told['search/expanded']} expansions a tree: not every simulation ran the model.")
     played = measure.timed(playing, params, problems, key_B, repeats=repeats)
-    calls = work(given, params, float(told["search/mean_depth"]))
+    calls = work(given, params, told["search/mean_depth"])
     found = {
         "parameters": model.num_params(), "problems": given.problems, "candidates": given.search.num_candidates,
         "simulations": given.search.num_simulations, "prompt": task.max_prompt, "step": task.max_step,
         "decode_seconds": decoding.seconds, "decode_repeats": decoding.repeats, "decode_calls": task.max_step,
         "self_play_seconds": played.seconds, "self_play_repeats": played.repeats,
-        "tokens": float(told["search/tokens"]) * given.problems, "compile_seconds": compilations.seconds,
+        "tokens": told["search/tokens"] * given.problems, "compile_seconds": compilations.seconds,
         "peak_memory": measure.peak_memory(),
         "calls": {name: dataclasses.asdict(call) for name, call in calls.items()},
     }  # fmt: skip
@@ -236,7 +236,7 @@ def decode_loop(given: Setting, params, prefix, key_B):
 
 
 def self_play(given: Setting, model, params, problems, key_B):
-    """The metrics, and sums of the rows: returning them would time their copy."""
+    """The sums of the metrics, and of the rows: returning them would time their copy."""
     import jax
     import jax.numpy as jnp
 

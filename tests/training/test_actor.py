@@ -11,7 +11,7 @@ import pytest
 from alphallm.models import LanguageModel, ModelConfig
 from alphallm.search import SearchConfig
 from alphallm.tasks import ArithmeticConfig, make_task
-from alphallm.training import actor, learner, replay
+from alphallm.training import actor, learner, parallel, replay
 from alphallm.training.config import Config, TrainingConfig
 from alphallm.training.replay import Replay
 from alphallm.training.steps import Steps, lane_keys, learning_rate, problem_order
@@ -56,8 +56,8 @@ def on(num_devices):
     learn = run(STEPS._learn, None, STORED, 0, 0, 0, None)
 
     def self_play(*arguments):
-        rows, problem, metrics = play(*arguments)
-        return jax.device_get((whole(rows), whole(problem), first(metrics)))
+        rows, problem, sums = play(*arguments)
+        return *jax.device_get((whole(rows), whole(problem))), parallel.means(sums)
 
     def learn_once(*arguments):
         state, stored, metrics = learn(*arguments)
