@@ -52,7 +52,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     all_cores = len(os.sched_getaffinity(0))
     results: dict[str, Any] = {"machine": machine(), "quick": options.quick, "parts": {}}
     for part in options.parts:
-        cores = (1,) if part == "growth" else dict.fromkeys((1, all_cores))
+        few = {"growth": (1,), "tree": (all_cores,)}  # Those that take minutes.
+        cores = few.get(part, dict.fromkeys((1, all_cores)))
         rows = [run_part(part, n, options.quick) for n in cores]
         results["parts"][part] = rows
         SHOW[part](rows, results["parts"].get("peak", []))
@@ -117,7 +118,9 @@ def measure_peak(quick: bool) -> dict[str, Any]:
     return {"flops": measure.matrix_peak(2 if quick else 7)}
 
 
-def measure_search(quick: bool, levels: int = 3, num_simulations: int = SIMULATIONS) -> dict[str, Any]:
+def measure_search(
+    quick: bool, levels: int = 3, num_simulations: int = SIMULATIONS, repeats: int = 5
+) -> dict[str, Any]:
     """One search on all devices, what it spends beside the model, and a naive decode of as many tokens."""
     import jax
     import jax.numpy as jnp
@@ -131,7 +134,7 @@ def measure_search(quick: bool, levels: int = 3, num_simulations: int = SIMULATI
     task, model, config = setting(quick, levels, num_simulations)
     problems = parallel.shard(task.problems(8 if quick else PROBLEMS))
     params = model.init(jax.random.key(0))
-    placed, repeats = parallel.replicate(params), 1 if quick else 5
+    placed, repeats = parallel.replicate(params), 1 if quick else repeats
 
     def grow(model, config, params, problem, seed):
         """What a search tells, as sums: returning the tree would time its copy."""
@@ -369,7 +372,7 @@ def show_game24(rows, peaks) -> None:
 MEASURE: dict[str, Any] = {
     "peak": measure_peak,
     "search": measure_search,
-    "tree": functools.partial(measure_search, levels=4, num_simulations=64),
+    "tree": functools.partial(measure_search, levels=4, num_simulations=64, repeats=2),
     "growth": measure_growth,
     "game24": measure_game24,
 }
