@@ -1,8 +1,11 @@
-"""What the studies share: their options, the commit that they were run at, and tables in Markdown."""
+"""What the studies share: their options, the commit that they were run at, results, tables in Markdown and lines in
+figures."""
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from alphallm.errors import UserError
 
@@ -26,3 +29,32 @@ def write_markdown(path: str, lines: Sequence[Mapping[str, object]]) -> None:
     cells = [[*lines[0]], ["---"] * len(lines[0]), *([str(value) for value in line.values()] for line in lines)]
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def read_results(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The runs that a folder has by name; UserError where they were made otherwise."""
+    path = os.path.join(folder, "results.json")
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        found = json.load(file)
+    for name, value in json.loads(json.dumps(settings)).items():
+        if found[name] != value:
+            raise UserError(f"{path} was made with another {name}: give another --results and --output.")
+    return found["runs"]
+
+
+def write_results(folder: str, settings: dict[str, Any], runs: dict[str, Any]) -> None:
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "results.json")
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump({**settings, "runs": runs}, file, indent=1)
+    os.replace(path + ".new", path)
+
+
+def draw_rates(axes, places: Sequence[int], rates: Sequence[Any], style: str, colour, label: str) -> None:
+    """Rates with their intervals."""
+    spread = [[r.estimate - r.low for r in rates], [r.high - r.estimate for r in rates]]
+    axes.errorbar(
+        places, [r.estimate for r in rates], yerr=spread, fmt=style, color=colour, label=label, markersize=4, capsize=2
+    )

@@ -11,7 +11,6 @@ same command may be given again at any time. Runs go to OUTPUT/PROBLEM; results.
 """
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from absl import flags
 
 from alphallm.config import apply_overrides, load_config, run_main, to_dict
 from alphallm.errors import UserError
-from experiments.studies import commit, whole_numbers, write_markdown
+from experiments.studies import commit, draw_rates, read_results, whole_numbers, write_markdown, write_results
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CONFIG = "configs/serial_cpu.py"
@@ -136,27 +135,6 @@ def rows_of_length(task: Any, length: int, number: int) -> list[str]:
     return of_length.splits()["test"]
 
 
-def read_results(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The runs that a folder has by name; UserError where they were made otherwise."""
-    path = os.path.join(folder, "results.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        found = json.load(file)
-    for name, value in json.loads(json.dumps(settings)).items():
-        if found[name] != value:
-            raise UserError(f"{path} was made with another {name}: give another --results and --output.")
-    return found["runs"]
-
-
-def write_results(folder: str, settings: dict[str, Any], runs: dict[str, Any]) -> None:
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, "results.json")
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        json.dump({**settings, "runs": runs}, file, indent=1)
-    os.replace(path + ".new", path)
-
-
 def summary(outcome: dict[str, Any]) -> str:
     return ", ".join(f"length {length}: {n / outcome['asked']:.3f}" for length, n in outcome["solved"].items())
 
@@ -210,11 +188,11 @@ def draw(problem: str, lengths: Sequence[int], rows: Sequence[dict[str, Any]], p
     depths = sorted({row["depth"] for row in rows})
     for steps, style in ((True, "o-"), (False, "s--")):
         here = [depth for depth in depths if (steps, depth) in kinds(rows)]
-        line(left, here, [rate(rows, steps, depth, max(lengths)) for depth in here], style, None, WITH[steps])
+        draw_rates(left, here, [rate(rows, steps, depth, max(lengths)) for depth in here], style, None, WITH[steps])
         for depth in here:
             colour = colormaps["viridis"](0.9 * depths.index(depth) / max(1, len(depths) - 1))
             label = f"{depth} layer{'s' * (depth > 1)}, {WITH[steps]}"
-            line(right, lengths, [rate(rows, steps, depth, length) for length in lengths], style, colour, label)
+            draw_rates(right, lengths, [rate(rows, steps, depth, length) for length in lengths], style, colour, label)
     left.set(
         title=f"{problem}, length {max(lengths)}", xlabel="layers", ylabel="solve rate, greedy", ylim=(-0.02, 1.02)
     )
@@ -225,14 +203,6 @@ def draw(problem: str, lengths: Sequence[int], rows: Sequence[dict[str, Any]], p
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
-
-
-def line(axes, places: Sequence[int], rates: Sequence[Any], style: str, colour, label: str) -> None:
-    """Rates with their intervals."""
-    spread = [[r.estimate - r.low for r in rates], [r.high - r.estimate for r in rates]]
-    axes.errorbar(
-        places, [r.estimate for r in rates], yerr=spread, fmt=style, color=colour, label=label, markersize=4, capsize=2
-    )
 
 
 if __name__ == "__main__":
