@@ -2,8 +2,11 @@
 
 import pytest
 
+from alphallm.config import load_config
 from alphallm.errors import UserError
+from alphallm.tasks import make_task
 from experiments import studies
+from experiments.igsm import run as igsm
 
 
 def test_whole_numbers_are_read_or_refused():
@@ -16,3 +19,36 @@ def test_whole_numbers_are_read_or_refused():
 def test_a_table_has_a_line_for_each(tmp_path):
     studies.write_markdown(str(tmp_path / "table.md"), [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}])
     assert (tmp_path / "table.md").read_text() == "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 | y |\n"
+
+
+def test_results_are_read_again_only_by_the_same_study(tmp_path):
+    settings = {"ops": [3, 4], "config": {"width": 96, "range": (2, 6)}}
+    assert studies.read_results(str(tmp_path / "none"), settings) == {}
+    studies.write_results(str(tmp_path), settings, {"a": {"solved": 1}})
+    assert studies.read_results(str(tmp_path), settings) == {"a": {"solved": 1}}
+    with pytest.raises(UserError, match="was made with another ops"):
+        studies.read_results(str(tmp_path), settings | {"ops": [3]})
+
+
+def test_igsm_sums_over_seeds(tmp_path):
+    counts = {"asked": 10, "solved": 4, "unneeded": 5, "back": 1}
+    rows = [
+        {"retry": retry, "seed": seed, "seconds": 60, "answers": {"greedy": {"3": counts, "4": dict(counts, solved=0)}}}
+        for retry in (False, True)
+        for seed in (0, 1)
+    ]
+    igsm.report(3, [3, 4], rows, str(tmp_path))
+    plain, retry = igsm.table([3, 4], rows)
+    assert plain[""] == "plain data, greedy" and retry[""] == "retry data, greedy"
+    assert plain["seeds"] == 2 and plain["unneeded steps"] == "0.50" and plain["BACK"] == "0.10"
+    assert str(plain["3 ops"]).startswith("0.40 ") and str(plain["4 ops"]).startswith("0.00 ")
+    assert (tmp_path / "table.md").exists() and (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("ops", [3, 6])
+def test_igsm_asks_for_problems_of_one_number_of_operations(ops):
+    config = load_config(igsm.CONFIG).task
+    task, rows = make_task(config), igsm.rows_of(config, ops, 20)
+    # A step has one operation, or two.
+    steps = [len(task.solutions(row, 1)[0]) for row in rows]
+    assert len(set(rows)) == 20 and max(steps) == ops and min(steps) >= ops / 2
