@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alphallm.config import apply_overrides, load_config
 from alphallm.errors import UserError
 
 
@@ -31,8 +32,16 @@ def write_markdown(path: str, lines: Sequence[Mapping[str, object]]) -> None:
         file.writelines(f"| {' | '.join(row)} |\n" for row in cells)
 
 
+def study_config(path: str, fields: Mapping[str, Any], overrides: Sequence[str]) -> Any:
+    """A config file's config with a study's own fields, and with what --override says, FIELD=VALUE each."""
+    wrong = [item for item in overrides if "=" not in item]
+    if wrong:
+        raise UserError(f"--override={wrong[0]!r}: give FIELD=VALUE, as in warm_start.num_steps=100.")
+    return apply_overrides(load_config(path), {**fields, **dict(item.split("=", 1) for item in overrides)})
+
+
 def read_results(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The runs that a folder has by name; UserError where they were made otherwise."""
+    """What a folder's results.json has of each run, by its name; UserError where it was made otherwise."""
     path = os.path.join(folder, "results.json")
     if not os.path.exists(path):
         return {}
@@ -40,7 +49,8 @@ def read_results(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
         found = json.load(file)
     for name, value in json.loads(json.dumps(settings)).items():
         if found[name] != value:
-            raise UserError(f"{path} was made with another {name}: give another --results and --output.")
+            told = "" if isinstance(value, dict) else f" ({found[name]}, not {value})"
+            raise UserError(f"{path} was made with another {name}{told}: give another --results and --output.")
     return found["runs"]
 
 
@@ -49,7 +59,7 @@ def write_results(folder: str, settings: dict[str, Any], runs: dict[str, Any]) -
     path = os.path.join(folder, "results.json")
     with open(path + ".new", "w", encoding="utf-8") as file:
         json.dump({**settings, "runs": runs}, file, indent=1)
-    os.replace(path + ".new", path)
+    os.replace(path + ".new", path)  # Hours of training are in it.
 
 
 def draw_rates(axes, places: Sequence[int], rates: Sequence[Any], style: str, colour, label: str) -> None:

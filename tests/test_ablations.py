@@ -69,7 +69,7 @@ def test_what_is_recorded_is_not_trained_again(monkeypatch, tmp_path):
     ]  # fmt: skip
     assert rows[-1]["difference"]["estimate"] == 0.5
     assert (tmp_path / "figure.png").exists()
-    with pytest.raises(UserError, match="problems all, not 8: give another --results"):
+    with pytest.raises(UserError, match=r"another problems \(all, not 8\): give another --results"):
         call(["default"], ["0"], problems=8)
 
 

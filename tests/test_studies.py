@@ -30,6 +30,13 @@ def test_results_are_read_again_only_by_the_same_study(tmp_path):
         studies.read_results(str(tmp_path), settings | {"ops": [3]})
 
 
+def test_an_override_is_a_field_and_its_value():
+    changed = studies.study_config(igsm.CONFIG, igsm.IMITATION, ["warm_start.num_steps=7"])
+    assert (changed.training.num_iterations, changed.warm_start.num_steps) == (0, 7)
+    with pytest.raises(UserError, match="give FIELD=VALUE"):
+        studies.study_config(igsm.CONFIG, {}, ["warm_start.num_steps"])
+
+
 def test_igsm_sums_over_seeds(tmp_path):
     counts = {"asked": 10, "solved": 4, "unneeded": 5, "back": 1}
     rows = [

@@ -90,15 +90,25 @@ class _Program:
             # They are many, and most callers want the answers alone.
             return result if keep_solutions else dataclasses.replace(result, solutions=None, solution_reward_BJ=None)
 
+        self._name = f"{program.name} ({program.knob_text})"
         self._function = jax.jit(answer)
         self._compiled: Callable[..., Result] | None = None
 
     def __call__(self, *arguments) -> tuple[Result, float]:
         """The result on the host, and the seconds it took."""
-        if self._compiled is None:
-            self._compiled = self._function.lower(*arguments).compile()
-        began = time.perf_counter()
-        result = jax.block_until_ready(self._compiled(*arguments))
+        try:
+            if self._compiled is None:
+                self._compiled = self._function.lower(*arguments).compile()
+            began = time.perf_counter()
+            result = jax.block_until_ready(self._compiled(*arguments))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self._name} needs more memory than the device has ({reason}): give a smaller --batch_size or "
+                "smaller budgets. The rows before it are kept."
+            ) from error
         return jax.tree.map(np.asarray, result), time.perf_counter() - began
 
 

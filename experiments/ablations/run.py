@@ -4,7 +4,7 @@ python -m experiments.ablations.run [--base=configs/game24_cpu.py] [--output=run
 
 Runs go to OUTPUT/<name>/<seed>. A finished run is left alone and an unfinished one goes on, so the same command may be
 given again at any time. All runs share the short schedule `COMMON`; what is compared is therefore learning early on.
-Writes outcomes.json, table.json and figure.png to --results, here by default. What outcomes.json has is not trained
+Writes results.json, table.json and figure.png to --results, here by default. What results.json has is not trained
 again, so that rows and seeds may be added on another machine: delete its entries to have them anew.
 """
 
@@ -18,7 +18,7 @@ from absl import flags
 
 from alphallm.config import apply_overrides, load_config, run_main
 from alphallm.errors import UserError
-from experiments.studies import commit
+from experiments.studies import commit, read_results, write_results
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -84,38 +84,17 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     # Seed after seed, so that every ablation has a first result early.
     for seed in options.seeds:
         for name in names:
-            if seed in read_outcomes(options.results, settings).get(name, {}):
+            if seed in read_results(options.results, settings).get(name, {}):
                 continue
             folder = os.path.join(options.output, name, seed)
             train(name, options.base, folder, {**everywhere, **ABLATIONS[name], "seed": seed})
             solved = evaluated(folder, options.num_problems)
             # Read again: another process may have added its own in the meantime.
-            recorded = read_outcomes(options.results, settings)
+            recorded = read_results(options.results, settings)
             recorded.setdefault(name, {})[seed] = {"commit": commit(), "solved": solved}
-            write_outcomes(options.results, settings, recorded)
+            write_results(options.results, settings, recorded)
             report(recorded, options.results, settings)
-    report(read_outcomes(options.results, settings), options.results, settings)
-
-
-def read_outcomes(folder: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a folder has, {ablation: {seed: {"commit", "solved": {strategy: rewards}}}}; UserError if made otherwise."""
-    path = os.path.join(folder, "outcomes.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        found = json.load(file)
-    for name, value in json.loads(json.dumps(settings)).items():
-        if found[name] != value:
-            raise UserError(f"{path} was made with {name} {found[name]}, not {value}: give another --results.")
-    return found["outcomes"]
-
-
-def write_outcomes(folder: str, settings: dict[str, Any], outcomes: dict[str, dict[str, Any]]) -> None:
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, "outcomes.json")
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        json.dump({**settings, "outcomes": outcomes}, file)
-    os.replace(path + ".new", path)  # Hours of training are in it.
+    report(read_results(options.results, settings), options.results, settings)
 
 
 def train(name: str, base: str, folder: str, overrides: dict[str, Any]) -> None:

@@ -18,9 +18,17 @@ from typing import Any
 
 from absl import flags
 
-from alphallm.config import apply_overrides, load_config, run_main, to_dict
+from alphallm.config import apply_overrides, run_main, to_dict
 from alphallm.errors import UserError
-from experiments.studies import commit, draw_rates, read_results, whole_numbers, write_markdown, write_results
+from experiments.studies import (
+    commit,
+    draw_rates,
+    read_results,
+    study_config,
+    whole_numbers,
+    write_markdown,
+    write_results,
+)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CONFIG = "configs/igsm_cpu.py"
@@ -58,10 +66,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     if arguments or overrides:
         raise UserError(f"{[*arguments, *overrides][0]!r} is not an option; see --help for those that there are.")
     ops, seeds = whole_numbers("ops", options.ops, 1), whole_numbers("seeds", options.seeds, 0)
-    wrong = [item for item in options.override if "=" not in item]
-    if wrong:
-        raise UserError(f"--override={wrong[0]!r}: give FIELD=VALUE, as in warm_start.num_steps=100.")
-    base = apply_overrides(load_config(CONFIG), IMITATION | dict(item.split("=", 1) for item in options.override))
+    base = study_config(CONFIG, IMITATION, options.override)
     settings = {"ops": ops, "config": to_dict(base)}
     settings |= {name: getattr(options, name) for name in ("num_problems", "retry_rate")}
     for run in [Run(retry, seed) for seed in seeds for retry in (False, True)]:

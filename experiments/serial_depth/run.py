@@ -18,9 +18,17 @@ from typing import Any
 
 from absl import flags
 
-from alphallm.config import apply_overrides, load_config, run_main, to_dict
+from alphallm.config import apply_overrides, run_main, to_dict
 from alphallm.errors import UserError
-from experiments.studies import commit, draw_rates, read_results, whole_numbers, write_markdown, write_results
+from experiments.studies import (
+    commit,
+    draw_rates,
+    read_results,
+    study_config,
+    whole_numbers,
+    write_markdown,
+    write_results,
+)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CONFIG = "configs/serial_cpu.py"
@@ -88,10 +96,7 @@ def base_config(problem: str, lengths: Sequence[int], overrides: Sequence[str]):
     """What the runs share. Prompts have room for the longest problem of the test, also where training has none such."""
     fields: dict[str, Any] = {**COMMON, "task.problem": problem}
     fields |= {"task.min_test_length": min(lengths), "task.max_test_length": max(lengths)}
-    wrong = [item for item in overrides if "=" not in item]
-    if wrong:
-        raise UserError(f"--override={wrong[0]!r}: give FIELD=VALUE, as in warm_start.num_steps=100.")
-    return apply_overrides(load_config(CONFIG), fields | dict(item.split("=", 1) for item in overrides))
+    return study_config(CONFIG, fields, overrides)
 
 
 def outcome_of(run: Run, base: Any, output: str, lengths: Sequence[int], number: int) -> dict[str, Any]:

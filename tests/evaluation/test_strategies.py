@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from alphallm import decode
+from alphallm.errors import UserError
 from alphallm.evaluation import MODES, Strategy, chains, compare, plans, strategies
 from alphallm.models import LanguageModel, ModelConfig
 from alphallm.search import SearchConfig
@@ -165,6 +166,22 @@ def test_voting_is_for_the_last_step(name, mode):
             assert result.tokens_BDL[b].tobytes() == max(score, key=score.__getitem__)
             differs += copies[last[result.tokens_BDL[b].tobytes()]] < max(copies.values())
     assert tied if name == "majority" else differs
+
+
+def test_too_little_memory_is_said():
+    def allocate(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 105143153640 bytes.")
+
+    def break_down(*arguments):
+        raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+    program = compare._Program(MODEL, TASK, make("greedy"), False)
+    program._compiled = allocate
+    with pytest.raises(UserError, match="^greedy .*105143153640 bytes.*give a smaller --batch_size or smaller budgets"):
+        program()
+    program._compiled = break_down
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        program()
 
 
 def test_chains_do_not_depend_on_how_many_there_are_nor_on_chunks(monkeypatch):
