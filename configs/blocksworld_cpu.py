@@ -31,12 +31,12 @@ def get_config() -> Config:
         # A state has at most six legal steps: eight candidates hold them all, once the policy knows the rules.
         search=SearchConfig(num_simulations=24, num_candidates=8, max_considered=4, value_scale=0.1),
         # One-hot targets: spread over legal steps, a policy that has imitated forgets which of them it meant.
-        targets=TargetConfig(nodes="all", rows_per_tree=6, policy="sampled"),
+        targets=TargetConfig(nodes="all", nodes_per_tree=6, policy="sampled"),
         training=TrainingConfig(
             num_iterations=40,
             problems_per_iteration=64,
             learner_steps=12,
-            rows_per_lane=1,
+            trees_per_step=32,
             unmasked_fraction=0.1,
             value_weight=0.25,
         ),

@@ -26,7 +26,7 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, warmup_steps=20, ema_decay=0.9),
         search=SearchConfig(num_simulations=16, num_candidates=16, value_scale=0.2),
         training=TrainingConfig(
-            overfit="2 4 6 8", num_iterations=30, problems_per_iteration=8, learner_steps=4, replay_capacity=64
+            overfit="2 4 6 8", num_iterations=30, problems_per_iteration=8, learner_steps=4, trees_per_step=8
         ),
         evaluation=EvaluationConfig(every=10, num_simulations=16),
         checkpoints=CheckpointConfig(every=10),

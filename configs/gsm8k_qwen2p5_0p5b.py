@@ -46,18 +46,16 @@ def get_config() -> Config:
         # An epoch and a half of the worked solutions, in GSM8K's own format with its annotations.
         warm_start=WarmStartConfig(data="solutions", num_steps=240, batch_size=16, sequence_tokens=512),
         optimizer=OptimizerConfig(
-            learning_rate=2e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.95, micro_batches=8
+            learning_rate=2e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.95, micro_batches=16
         ),
         search=SearchConfig(num_simulations=16, num_candidates=4, max_considered=4, value_scale=0.2),
         # A line of text has a probability of a millionth: beside "everything else" the candidates would not be seen.
-        targets=TargetConfig(nodes="all", rows_per_tree=6, policy="candidates"),
+        targets=TargetConfig(nodes="all", nodes_per_tree=4, policy="candidates", candidates_per_node=4),
         training=TrainingConfig(
             num_iterations=200,
             problems_per_iteration=32,
             learner_steps=2,
-            rows_per_lane=1,
-            replay_capacity=64,
-            candidates_per_row=4,
+            trees_per_step=16,
         ),
         evaluation=EvaluationConfig(every=50, num_problems=64, num_simulations=16),
         checkpoints=CheckpointConfig(every=25),

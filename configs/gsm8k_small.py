@@ -31,14 +31,13 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, ema_decay=0.99),
         search=SearchConfig(num_simulations=16, num_candidates=8, max_considered=8, value_scale=0.2),
         # A line of text has a probability of a millionth: beside "everything else" the candidates would not be seen.
-        targets=TargetConfig(nodes="all", rows_per_tree=4, policy="candidates"),
+        targets=TargetConfig(nodes="all", nodes_per_tree=4, policy="candidates", candidates_per_node=8),
         training=TrainingConfig(
             num_iterations=30,
             problems_per_iteration=32,
             learner_steps=4,
-            rows_per_lane=1,
+            trees_per_step=8,
             replay_capacity=64,
-            candidates_per_row=8,
         ),
         evaluation=EvaluationConfig(every=10, num_problems=123, num_simulations=16),
         checkpoints=CheckpointConfig(every=10),

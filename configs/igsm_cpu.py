@@ -34,13 +34,12 @@ def get_config() -> Config:
         # A wrong number shows only at the end of a chain, and a search that tries many numbers finds the right one by
         # luck: simulations go on to the end, and only what is likely may be written.
         search=SearchConfig(policy="puct", rollout=True, num_simulations=16, num_candidates=4, min_p=0.05),
-        targets=TargetConfig(nodes="all", rows_per_tree=6, policy="verified_paths"),
+        targets=TargetConfig(nodes="all", nodes_per_tree=6, policy="verified_paths", candidates_per_node=4),
         training=TrainingConfig(
             num_iterations=40,
             problems_per_iteration=64,
             learner_steps=8,
-            rows_per_lane=2,
-            candidates_per_row=4,
+            trees_per_step=32,
             unmasked_fraction=0.5,
             value_weight=0.25,
         ),

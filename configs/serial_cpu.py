@@ -33,13 +33,12 @@ def get_config() -> Config:
         # Only the end of a chain, up to 12 steps away, tells anything: simulations go on to it. And a search that tries
         # many of 60 answers finds the right one by luck, which teaches guessing: it may write only what is likely.
         search=SearchConfig(policy="puct", rollout=True, num_simulations=32, num_candidates=4, min_p=0.05),
-        targets=TargetConfig(nodes="all", rows_per_tree=6, policy="verified_paths"),
+        targets=TargetConfig(nodes="all", nodes_per_tree=6, policy="verified_paths", candidates_per_node=4),
         training=TrainingConfig(
             num_iterations=100,
             problems_per_iteration=64,
             learner_steps=2,
-            rows_per_lane=4,
-            candidates_per_row=4,
+            trees_per_step=64,
             unmasked_fraction=1.0,  # the mask would let in what min_p leaves out.
             value_weight=0.1,  # one or two layers can hardly judge a step, and trying to costs the policy.
         ),

@@ -42,8 +42,8 @@ TINY = {
     "model.num_layers": 1, "model.width": 32, "model.hidden_dim": 64, "model.head_dim": 16,
     "search.num_simulations": 4, "search.num_candidates": 4, "search.max_considered": 4,
     "warm_start.num_steps": 40, "warm_start.batch_size": 4,
-    "training.problems_per_iteration": 4, "training.learner_steps": 2, "training.rows_per_lane": 1,
-    "training.replay_capacity": 16, "training.candidates_per_row": 4, "targets.rows_per_tree": 4,
+    "training.problems_per_iteration": 4, "training.learner_steps": 2, "training.trees_per_step": 4,
+    "training.replay_capacity": 4, "targets.candidates_per_node": 4, "targets.nodes_per_tree": 4,
     "training.reanalyse_fraction": 0.25, "evaluation.num_simulations": 4,
 }  # fmt: skip
 KINDS = ("start", "train", "save")

@@ -96,8 +96,10 @@ def test_training_on_best_of_n_imitates_right_chains_alone(monkeypatch):
     pairs_of_leaves = zip(jax.tree.leaves(before), jax.tree.leaves(state.learner.params), strict=True)
     assert any(not np.array_equal(a, b) for a, b in pairs_of_leaves)
     stored = state.replay.rows
-    np.testing.assert_array_equal(stored.valid.sum(-1), CONFIG.targets.rows_per_tree)
-    pairs = jax.tree.map(lambda x: x[np.asarray(stored.valid)], stored)
+    np.testing.assert_array_equal(stored.valid.sum(-1), 1)
+    pairs = jax.tree.map(lambda x: np.concatenate(x[np.asarray(stored.valid)]), (stored.imitated, stored.judged))
+    pairs = best_of_n.Pair(*pairs, valid=None)
+    assert len(pairs.judged.outcome) == CONFIG.targets.nodes_per_tree * CONFIG.training.problems_per_iteration
     for chain in (pairs.imitated, pairs.judged):
         right = chain.tokens_DL[:, 0, 0] % 3 == 0
         np.testing.assert_array_equal(chain.outcome, right)

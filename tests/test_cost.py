@@ -39,12 +39,11 @@ def make(model: ModelConfig, simulations: int, candidates: int, row_candidates: 
     config = Config(
         model=model,
         search=SearchConfig(num_simulations=simulations, num_candidates=candidates, max_considered=candidates),
-        targets=TargetConfig(rows_per_tree=3),
+        targets=TargetConfig(nodes_per_tree=3, candidates_per_node=row_candidates),
         warm_start=WarmStartConfig(data="none"),
         optimizer=OptimizerConfig(micro_batches=micro_batches),
         training=TrainingConfig(
-            problems_per_iteration=8, learner_steps=LEARNER_STEPS, rows_per_lane=2, replay_capacity=10,
-            candidates_per_row=row_candidates, augment=False,
+            problems_per_iteration=8, learner_steps=LEARNER_STEPS, trees_per_step=16, replay_capacity=10, augment=False,
         ),
     )  # fmt: skip
     return Programs(config, task)

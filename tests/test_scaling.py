@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alphallm.training.config import Config, TrainingConfig, WarmStartConfig
+from alphallm.training.targets import TargetConfig
 from experiments.scaling import run
 
 
@@ -23,11 +24,12 @@ def test_training_compute_counts_warm_start_search_and_learning():
     model = types.SimpleNamespace(flops_per_token=lambda: 2.0)
     config = Config(
         warm_start=WarmStartConfig(num_steps=30, batch_size=4),
-        training=TrainingConfig(learner_steps=2, problems_per_iteration=8, rows_per_lane=1, candidates_per_row=4),
+        training=TrainingConfig(learner_steps=2, problems_per_iteration=8, trees_per_step=4),
+        targets=TargetConfig(nodes_per_tree=6, candidates_per_node=4),
     )
     metrics = [{"step": 1}, {"step": 2}, {"step": 3, "search/tokens": 160.0}, {"step": 4, "search/tokens": 320.0}]
     warm = 30 * 4 * 23 * 3
-    learnt = 2 * 8 * (5 + (2 + 4) * 6) * 3
+    learnt = 2 * 4 * (5 + 6 * 4 * 6) * 3
     of = lambda step: run.training_flops(config, task, model, metrics, step) / 2.0
     assert of(1) == 20 * 4 * 23 * 3
     assert of(2) == warm

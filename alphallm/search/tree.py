@@ -34,6 +34,9 @@ class SearchConfig:
     completion: Literal["child_value", "mixed_value"] = "child_value"
     # What a new node backs up: its own value, its candidates' mean value under the prior, or the mean of both.
     backup: Literal["value", "children", "both"] = "both"
+    # What a solution is worth less by every step before its last: below 1, the shorter way is worth more. At 1 a step
+    # that leads nowhere costs nothing, as long as steps are left to undo it.
+    discount: float = 1.0
     value_scale: float = 0.1  # sigma(q) = (visit_offset + largest visit count) * value_scale * q.
     visit_offset: float = 50.0
     max_considered: int = 8  # root candidates that sequential halving starts from.
@@ -64,7 +67,7 @@ class SearchConfig:
 
     def __post_init__(self):
         check_range(self, 1, math.inf, "num_simulations", "num_candidates", "max_considered")
-        check_range(self, 0, 1, "min_p", "dirichlet_fraction", "prune")
+        check_range(self, 0, 1, "min_p", "dirichlet_fraction", "prune", "discount")
         check_range(self, 0, math.inf, "value_scale", "visit_offset", "exploration")
         check_range(self, 1e-3, math.inf, "temperature", "dirichlet_alpha")
         check_range(self, 0, math.inf, "commit_every", "root_candidates")

@@ -234,7 +234,7 @@ class _Expander:
         reward_B = jnp.where(expanded_B, 0.0, parent.child_value_BK[row, action_B])
         output = mctx.RecurrentFnOutput(
             reward=reward_B,
-            discount=expanded_B.astype(jnp.float32),
+            discount=expanded_B * self.config.discount,
             prior_logits=node.candidates.prior_logits_BK,
             value=jnp.where(expanded_B, value_B, 0.0),
         )
@@ -303,7 +303,8 @@ class _Expander:
         if self.config.values == "likelihood":
             value_BK = (likelihood_B[:, None] + _likelihood(candidates)) / (depth_B[:, None] + 1)
             raw_value_B = likelihood_B / jnp.maximum(depth_B, 1)
-        child_value = jnp.where(known, verdict.reward, value_BK)
+        to_come = jnp.where(verdict.done, 1.0, self.config.discount)
+        child_value = jnp.where(known, verdict.reward, to_come * value_BK)
         child_value = jnp.where(valid, child_value, 0.0)
         at_limit = depth_B[:, None] + 1 >= self.task.max_steps
         prior_logits = jnp.where(valid, candidates.prior_logits_BK, decode.LOG_ZERO)

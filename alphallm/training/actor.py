@@ -14,7 +14,7 @@ from alphallm.types import Problem
 
 
 def self_play(model: LanguageModel, task, config: Config, params, problem: Problem, key_B: jax.Array):
-    """Searches each problem once and returns its rows [B, M] and the sums that its metrics are the means of.
+    """Searches each problem once and returns its row [B] and the sums that its metrics are the means of.
 
     A share of the problems is searched without the legality mask, so that the value head meets what it must judge where
     no verifier is at hand.
@@ -24,7 +24,7 @@ def self_play(model: LanguageModel, task, config: Config, params, problem: Probl
     masked_B = masked_B >= config.training.unmasked_fraction
     tree = search(model, task, config.search, params, problem, key_B, verified_B, masked_B)
     planned = targets.plan(tree, config.search, config.targets, verified_B)
-    rows = targets.rows(tree, planned, problem, config.targets, key_B)
+    rows = targets.rows(tree, planned, problem, config.targets)
     return rows, metrics(tree, planned, rows)
 
 
@@ -42,7 +42,7 @@ def metrics(tree, planned: targets.Planned, rows: targets.Row) -> dict[str, jax.
     has_choice = tree.expanded_BN & jnp.any(tree.valid_BNK, -1)
     finished = tree.written_BNK & tree.done_BNK & tree.valid_BNK
     return {
-        "search/solved": sum_and_count(planned.solved_BN[:, 0]),
+        "search/solved": sum_and_count(planned.solved_BN[:, 0] > 0),
         "search/root_value": sum_and_count(planned.value_BN[:, 0]),
         "search/raw_root_value": sum_and_count(tree.raw_value_BN[:, 0]),
         "search/expanded": sum_and_count(jnp.sum(tree.expanded_BN, -1)),
@@ -53,7 +53,7 @@ def metrics(tree, planned: targets.Planned, rows: targets.Row) -> dict[str, jax.
         "policy/unique": sum_and_count(jnp.sum(tree.written_BNK, -1), tree.expanded_BN),
         "policy/root_mass_written": sum_and_count(jnp.sum(jnp.exp(log_prob), -1)),
         "policy/improvement_kl": sum_and_count(distance, has_choice),
-        "rows": sum_and_count(jnp.sum(rows.valid, -1)),
+        "targets/nodes": sum_and_count(jnp.sum(rows.valid_M, -1)),
     }
 
 

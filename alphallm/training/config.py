@@ -58,21 +58,22 @@ class TrainingConfig:
     overfit: str = ""
     problems_per_iteration: int = 64  # over all devices; also the number of the replay's lanes.
     learner_steps: int = 4  # per iteration.
-    rows_per_lane: int = 2  # drawn of each lane for a learner step.
-    replay_capacity: int = 256  # rows of a lane.
-    # Of a learner step's rows, the share that is drawn in proportion to how far the search moved the policy there.
+    # Drawn for a learner step, over all devices: a multiple of problems_per_iteration, or a divisor, and then the lanes
+    # take turns from step to step.
+    trees_per_step: int = 64
+    replay_capacity: int = 32  # trees of a lane.
+    # Of a learner step's trees, the share that is drawn in proportion to how far the search moved the policy there.
     surprise_fraction: float = 0.0
-    candidates_per_row: int = 8  # of a row's K candidates, those that a learner step looks at.
     augment: bool = True  # show each problem in a random equivalent form: symmetries, as in AlphaGo Zero.
+    # Which weights search: the latest, or their average (optimizer.ema_decay), which changes less from step to step.
+    actor: Literal["latest", "average"] = "latest"
     unmasked_fraction: float = 0.25  # of problems searched without the legality mask.
     reanalyse_fraction: float = 0.0  # of problems taken from the replay instead of the training split.
     value_weight: float = 1.0  # of the value loss.
 
     def __post_init__(self):
         check_range(self, 0, math.inf, "num_iterations", "learner_steps", "value_weight")
-        check_range(
-            self, 1, math.inf, "problems_per_iteration", "rows_per_lane", "replay_capacity", "candidates_per_row"
-        )
+        check_range(self, 1, math.inf, "problems_per_iteration", "trees_per_step", "replay_capacity")
         check_range(self, 0, 1, "unmasked_fraction", "reanalyse_fraction", "surprise_fraction")
 
 

@@ -69,6 +69,11 @@ class _Text:
         self.tokens = [*prompt, *itertools.chain(*steps)]
         written = [[True] * len(step) if tool is None else [not x for x in tool.is_forced(step)] for step in steps]
         self.is_step = [*[False] * len(prompt), *itertools.chain(*written)]
+        self.steps_left = [0] * len(self.tokens)
+        end = len(prompt) - 1
+        for done, step in enumerate(steps):
+            self.steps_left[end] = len(steps) - done
+            end += len(step)
 
 
 def pack(texts: Sequence[_Text], size: int, pad: int) -> Packed:
@@ -86,12 +91,13 @@ def pack(texts: Sequence[_Text], size: int, pad: int) -> Packed:
 
     shape = (len(sequences), size)
     tokens, position, number = np.full(shape, pad, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    is_step = np.zeros(shape, bool)
+    is_step, steps_left = np.zeros(shape, bool), np.zeros(shape, np.int32)
     for row, members in enumerate(sequences):
         end = 0
         for i, text in enumerate(members, 1):
             start, end = end, end + len(text.tokens)
             tokens[row, start:end], is_step[row, start:end] = text.tokens, text.is_step
+            steps_left[row, start:end] = text.steps_left
             position[row, start:end], number[row, start:end] = np.arange(end - start), i
-    fields: list[Any] = [tokens, position, number, is_step]
+    fields: list[Any] = [tokens, position, number, is_step, steps_left]
     return Packed(*fields)

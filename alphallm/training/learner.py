@@ -4,7 +4,6 @@ A row is scored in one packed pass: prompt, path and K candidates lie side by si
 prompt, the path and itself. Nothing is computed twice for a shared prefix.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -62,6 +61,7 @@ class Packed:
     position_T: jax.Array  # int32: of each token within its text.
     text_T: jax.Array  # int32: which text a token belongs to, counted from 1; 0 for padding.
     is_step_T: jax.Array  # bool: the model is to write the token: it is of a step, and no tool wrote it.
+    steps_left_T: jax.Array  # int32: at a prompt's or a step's last token, the steps after it; 0 at all others.
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -146,122 +146,114 @@ def update(learner: Learner, config: OptimizerConfig, schedule: optax.Schedule, 
 def row_loss(
     model: LanguageModel, params, rows: Row, config: Config, axis: str | None = None, tool: Tool | None = None
 ):
-    """Policy and value loss of rows [R, ...]: this device's share of the mean over a device axis, if there is one."""
+    """Policy and value loss of the nodes of rows [R, ...]: this device's share of the mean over a device axis."""
     mean = functools.partial(losses.masked_mean, axis=axis)
-    rows = _fewer_candidates(rows, config.training.candidates_per_row)
-    log_prob_RK, value_RK, value_R = score(model, params, rows, tool)
+    log_prob_RMK, value_RMK, value_RM = score(model, params, rows, tool)
     if config.targets.policy == "candidates":
-        policy_R = jax.vmap(losses.policy_loss_among_candidates)(
-            log_prob_RK, rows.written_K, rows.offset_K, rows.policy_K1[:, :-1]
+        policy_RM = _over_nodes(losses.policy_loss_among_candidates)(
+            log_prob_RMK, rows.written_MK, rows.offset_MK, rows.policy_MK1[..., :-1]
         )
     elif config.targets.policy in ("sampled", "verified_paths"):
-        policy_R = -jnp.sum(rows.policy_K1[:, :-1] * log_prob_RK, -1)
+        policy_RM = -jnp.sum(rows.policy_MK1[..., :-1] * log_prob_RMK, -1)
     else:
-        policy_R = jax.vmap(losses.policy_loss_with_rest)(log_prob_RK, rows.written_K, rows.policy_K1)
-    has_target = rows.policy_weight * rows.valid
-    # Few rows led to a solution at first, and a mean over them alone would be an update as large as any other.
-    over = rows.valid if config.targets.policy == "verified_paths" else has_target
-    policy = mean(policy_R * has_target, over)
-    node = losses.binary_cross_entropy(value_R, rows.value)
-    candidate = losses.binary_cross_entropy(value_RK, rows.value_K)
-    valid_R1 = rows.valid[:, None]
-    value = 0.5 * mean(node, rows.value_weight * rows.valid)
-    value += 0.5 * mean(candidate, rows.value_weight_K * valid_R1)
+        policy_RM = _over_nodes(losses.policy_loss_with_rest)(log_prob_RMK, rows.written_MK, rows.policy_MK1)
+    # A row of padding alone weighs nothing, whatever is in it.
+    valid_RM = rows.valid_M & rows.valid[:, None]
+    has_target = rows.policy_weight_M * valid_RM
+    # Few nodes led to a solution at first, and a mean over them alone would be an update as large as any other.
+    over = valid_RM if config.targets.policy == "verified_paths" else has_target
+    policy = mean(policy_RM * has_target, over)
+    node = losses.binary_cross_entropy(value_RM, rows.value_M)
+    candidate = losses.binary_cross_entropy(value_RMK, rows.value_MK)
+    of_nodes, of_candidates = rows.value_weight_M * valid_RM, rows.value_weight_MK * valid_RM[..., None]
+    value = 0.5 * mean(node, of_nodes) + 0.5 * mean(candidate, of_candidates)
     # How far the policy has moved since the rows were searched.
-    moved = jax.vmap(losses.kl_with_rest)(rows.log_prob_K, log_prob_RK, rows.written_K)
+    moved = _over_nodes(losses.kl_with_rest)(rows.log_prob_MK, log_prob_RMK, rows.written_MK)
     metrics = {
         "loss/policy": policy,
         "loss/value": value,
-        "targets/policy_entropy": mean(losses.entropy(rows.policy_K1), has_target),
+        "targets/policy_entropy": mean(losses.entropy(rows.policy_MK1), has_target),
         "policy/kl_since_search": mean(moved, has_target),
-        "targets/value": mean(rows.value, rows.value_weight * rows.valid),
-        "value/error": mean(jnp.square(jax.nn.sigmoid(value_RK) - rows.value_K), rows.value_weight_K * valid_R1),
+        "targets/value": mean(rows.value_M, of_nodes),
+        "value/error": mean(jnp.square(jax.nn.sigmoid(value_RMK) - rows.value_MK), of_candidates),
     }
     return policy + config.training.value_weight * value, metrics
 
 
-def _fewer_candidates(rows: Row, num: int) -> Row:
-    """Keeps each row's `num` candidates that matter most; the others' share of the target joins the rest.
-
-    A cross-entropy over any of the candidates and everything else has the same minimum, so this costs information, not
-    truth. Kept are those that the target likes, then the illegal ones (which the policy should unlearn), then others.
-    """
-    total = rows.written_K.shape[1]
-    if num >= total:
-        return rows
-    score = rows.policy_K1[:, :-1] + 0.01 * rows.value_weight_K + 0.001 * rows.written_K
-    _, index = lax.top_k(score, num)
-
-    def take(x):
-        return jax.vmap(lambda row, i: row[i])(x, index)
-
-    target = take(rows.policy_K1[:, :-1])
-    rest = jnp.sum(rows.policy_K1, -1, keepdims=True) - jnp.sum(target, -1, keepdims=True)
-    policy_K1 = jnp.concatenate([target, jnp.maximum(rest, 0.0)], -1)
-    return dataclasses.replace(
-        rows, policy_K1=policy_K1, **{name: take(getattr(rows, name)) for name in _PER_CANDIDATE}
-    )
-
-
-_PER_CANDIDATE = ("tokens_KL", "length_K", "written_K", "log_prob_K", "offset_K", "value_K", "value_weight_K")
+def _over_nodes(loss):
+    return jax.vmap(jax.vmap(loss))
 
 
 @jax.named_scope("score")
 def score(model: LanguageModel, params, rows: Row, tool: Tool | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probability [R, K] and value logit [R, K] of every candidate, and the value logit [R] of the node.
+    """Log-probability [R, M, K] and value logit [R, M, K] of every candidate, and the value logit [R, M] of the nodes.
 
     What a tool wrote is in no log-probability.
     """
     num_rows, num_prompt = rows.prompt_P.shape
-    _, num_path, max_length = rows.path_DL.shape
-    num = rows.tokens_KL.shape[1]
-    tokens, positions, real, group = pack(rows)
-    earlier = jnp.arange(tokens.shape[1])[:, None] >= jnp.arange(tokens.shape[1])[None]
-    # Group 0 is the shared prefix, group k + 1 candidate k.
-    related = (group[:, None] == group[None]) | (group[None] == 0)
-    mask = real[:, None] & (earlier & related)[None]
+    _, num_nodes, num, max_length = rows.tokens_MKL.shape
+    tokens, positions, mask = pack(rows)
     hidden = model.trunk(params, tokens, positions, mask).hidden_BXE
-    start = num_prompt + num_path * max_length
-    # The last real prefix token lies on the path's last page if there is one, else at the prompt's end.
-    depth = jnp.sum(rows.path_length_D > 0, -1)
-    on_page = num_prompt + (depth - 1) * max_length + _last(rows.path_length_D, depth) - 1
-    last = jnp.where(depth > 0, on_page, rows.prompt_length - 1)
-    hidden_node = jnp.take_along_axis(hidden, last[:, None, None], 1)
-    hidden_steps = hidden[:, start:].reshape(num_rows, num, max_length, -1)
+    # A node is read at the last token of the step that leads to it, the root at the prompt's.
+    step_RM = jnp.maximum(rows.parent_M * num + rows.action_M, 0)
+    step_length_RM = jnp.take_along_axis(rows.length_MK.reshape(num_rows, -1), step_RM, 1)
+    end_RM = num_prompt + step_RM * max_length + step_length_RM - 1
+    last_RM = jnp.where(rows.parent_M >= 0, end_RM, rows.prompt_length[:, None] - 1)
+    hidden_node = jnp.take_along_axis(hidden, last_RM[..., None], 1)
+    hidden_steps = hidden[:, num_prompt:].reshape(num_rows, num_nodes, num, max_length, -1)
     # Token l of a step is predicted from the position before it; the first one from the node itself.
-    before = jnp.concatenate(
-        [jnp.broadcast_to(hidden_node[:, None], (num_rows, num, 1, hidden.shape[-1])), hidden_steps[:, :, :-1]], 2
-    )
+    first = jnp.broadcast_to(hidden_node[:, :, None, None], (*hidden_steps.shape[:3], 1, hidden.shape[-1]))
+    before = jnp.concatenate([first, hidden_steps[..., :-1, :]], -2)
     log_probs = jax.nn.log_softmax(model.logits(params, before))
-    token_log_prob = jnp.take_along_axis(log_probs, rows.tokens_KL[..., None], -1)[..., 0]
-    in_step = jnp.arange(max_length)[None, None] < rows.length_K[..., None]
+    token_log_prob = jnp.take_along_axis(log_probs, rows.tokens_MKL[..., None], -1)[..., 0]
+    in_step = jnp.arange(max_length)[None, None, None] < rows.length_MK[..., None]
     if tool is not None:
-        in_step &= ~jax.vmap(jax.vmap(tool.forced_tokens))(rows.tokens_KL)
+        in_step &= ~_over_nodes(jax.vmap(tool.forced_tokens))(rows.tokens_MKL)
     log_prob = jnp.sum(jnp.where(in_step, token_log_prob, 0.0), -1)
-    end = jnp.maximum(rows.length_K - 1, 0)[..., None, None]
-    hidden_end = jnp.take_along_axis(hidden_steps, end, 2)[:, :, 0]
-    return log_prob, model.value_logit(params, hidden_end), model.value_logit(params, hidden_node[:, 0])
+    end = jnp.maximum(rows.length_MK - 1, 0)[..., None, None]
+    hidden_end = jnp.take_along_axis(hidden_steps, end, 3)[:, :, :, 0]
+    return log_prob, model.value_logit(params, hidden_end), model.value_logit(params, hidden_node)
 
 
-def chain_loss(model: LanguageModel, params, chain: Chain, value_weight: float, axis: str | None = None):
+def chain_loss(
+    model: LanguageModel, params, chain: Chain, value_weight: float, discount: float = 1.0, axis: str | None = None
+):
     """Loss of whole demonstrated chains [R, ...]: next-token for their steps, value at the prompt's and steps' ends."""
     mean = functools.partial(losses.masked_mean, axis=axis)
     hidden, next_log_prob, tokens, is_step, is_end, real = _chain_pass(model, params, chain)
     policy = -mean(next_log_prob, is_step[:, 1:])
-    outcome = jnp.broadcast_to(chain.outcome[:, None], tokens.shape)
-    value = mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end & real)
+    is_end &= real
+    steps_left = jnp.sum(is_end, 1, keepdims=True) - jnp.cumsum(is_end, 1)
+    outcome = chain.outcome[:, None] * discount ** jnp.maximum(steps_left - 1, 0)
+    value = mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end)
     return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
 
 
-def packed_loss(model: LanguageModel, params, packed: Packed, axis: str | None = None):
-    """Next-token loss of the steps of packed solutions [R, T]. The value head learns nothing: all of them are right."""
+def packed_loss(
+    model: LanguageModel,
+    params,
+    packed: Packed,
+    value_weight: float = 0.0,
+    discount: float = 1.0,
+    axis: str | None = None,
+):
+    """Next-token loss of the steps of packed solutions [R, T], and value loss at all ends but the last of each.
+
+    All of them are right, so without a discount the value head would learn nothing but that, and has no loss. With one
+    it learns how many steps are left.
+    """
     same_text = packed.text_T[:, :, None] == packed.text_T[:, None]
     mask = same_text & causal_mask(*packed.tokens_T.shape)
     hidden = model.trunk(params, packed.tokens_T, packed.position_T, mask).hidden_BXE
     log_probs = jax.nn.log_softmax(model.logits(params, hidden[:, :-1]))
     next_log_prob = jnp.take_along_axis(log_probs, packed.tokens_T[:, 1:, None], -1)[..., 0]
     policy = -losses.masked_mean(next_log_prob, packed.is_step_T[:, 1:], axis)
-    return policy, {"loss/policy": policy}
+    if discount == 1.0:
+        return policy, {"loss/policy": policy}
+    worth = discount ** (packed.steps_left_T - 1)
+    value = losses.binary_cross_entropy(model.value_logit(params, hidden), worth)
+    value = losses.masked_mean(value, packed.steps_left_T > 0, axis)
+    return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
 
 
 def chain_log_prob(model: LanguageModel, params, chain: Chain, tool: Tool | None = None) -> jax.Array:
@@ -301,40 +293,41 @@ def compact(chain: Chain, tool: Tool | None = None):
     return pick(join(chain.prompt_P, chain.tokens_DL)), pick(is_step), pick(is_end), pick(real)
 
 
-def _last(length_RD, depth_R):
-    return jnp.take_along_axis(length_RD, jnp.maximum(depth_R - 1, 0)[:, None], 1)[:, 0]
-
-
 def pack(rows: Row):
-    """Tokens, positions and reality [R, T] of prefix and candidates side by side, and each position's group [T]."""
+    """Tokens and positions [R, T], and who attends to whom [R, T, T], of prompts and all nodes' candidates behind them.
+
+    A candidate attends to the prompt, to the steps on the way to its node, and to itself.
+    """
     num_rows, num_prompt = rows.prompt_P.shape
-    _, num_path, max_length = rows.path_DL.shape
-    num = rows.tokens_KL.shape[1]
+    _, num_nodes, num, max_length = rows.tokens_MKL.shape
+    num_steps = num_nodes * num
+    on_way_RMJ = jax.vmap(functools.partial(_ways, num=num))(rows.parent_M, rows.action_M)
+    length_RJ = rows.length_MK.reshape(num_rows, num_steps)
+    start_RM = rows.prompt_length[:, None] + jnp.einsum("rmj,rj->rm", on_way_RMJ.astype(jnp.int32), length_RJ)
+    start_RJ = jnp.repeat(start_RM, num, 1)
+    attends_RJJ = jnp.repeat(on_way_RMJ, num, 1) | jnp.eye(num_steps, dtype=bool)[None]
     slot_P, slot_L = jnp.arange(num_prompt)[None], jnp.arange(max_length)[None, None]
-    before_D = rows.prompt_length[:, None] + jnp.cumsum(rows.path_length_D, -1) - rows.path_length_D
-    prefix_length = rows.prompt_length + jnp.sum(rows.path_length_D, -1)
 
-    def flat(x):
-        return x.reshape(num_rows, -1)
+    def join(of_prompts, of_steps):
+        return jnp.concatenate([jnp.broadcast_to(of_prompts, rows.prompt_P.shape), of_steps.reshape(num_rows, -1)], 1)
 
-    tokens = jnp.concatenate([rows.prompt_P, flat(rows.path_DL), flat(rows.tokens_KL)], 1)
-    positions = jnp.concatenate(
-        [
-            jnp.broadcast_to(slot_P, rows.prompt_P.shape),
-            flat(before_D[..., None] + slot_L),
-            flat(jnp.broadcast_to(prefix_length[:, None, None] + slot_L, rows.tokens_KL.shape)),
-        ],
-        1,
-    )
-    real = jnp.concatenate(
-        [
-            slot_P < rows.prompt_length[:, None],
-            flat(slot_L < rows.path_length_D[..., None]),
-            flat(slot_L < rows.length_K[..., None]),
-        ],
-        1,
-    )
-    group = jnp.concatenate(
-        [jnp.zeros(num_prompt + num_path * max_length, jnp.int32), jnp.repeat(jnp.arange(1, num + 1), max_length)]
-    )
-    return tokens, positions, real, group
+    tokens = join(rows.prompt_P, rows.tokens_MKL)
+    positions = join(slot_P, start_RJ[..., None] + slot_L)
+    real = join(slot_P < rows.prompt_length[:, None], slot_L < length_RJ[..., None])
+    related = jnp.repeat(jnp.repeat(attends_RJJ, max_length, 1), max_length, 2)
+    related = jnp.pad(related, ((0, 0), (num_prompt, 0), (num_prompt, 0)), constant_values=True)
+    # A step stands behind those on the way to it, since a node stands behind its parent.
+    earlier = jnp.tri(tokens.shape[1], dtype=bool)
+    return tokens, positions, real[:, None] & earlier[None] & related
+
+
+def _ways(parent_M, action_M, num: int):
+    """Bool [M, M * num]: whether candidate k of node m, at m * num + k, is on the way to a node."""
+    num_nodes = parent_M.shape[0]
+    last_MJ = jnp.arange(num_nodes * num)[None] == (parent_M * num + action_M)[:, None]
+    not_root_M = parent_M >= 0
+
+    def add(m, way_MJ):
+        return way_MJ.at[m].set((last_MJ[m] | way_MJ[parent_M[m]]) & not_root_M[m])
+
+    return lax.fori_loop(1, num_nodes, add, jnp.zeros(last_MJ.shape, bool))

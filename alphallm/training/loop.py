@@ -107,7 +107,9 @@ class Trainer:
             parallel.replicate_key(key_for(self.config, purpose, iteration))
             for purpose in (steps_lib.SELF_PLAY, steps_lib.LEARN)
         )
-        rows, problem, played = self.steps.self_play(state.learner.weights, state.replay, problem, self.lanes, play_key)
+        average = self.config.training.actor == "average"
+        weights = state.learner.average_weights if average else state.learner.weights
+        rows, problem, played = self.steps.self_play(weights, state.replay, problem, self.lanes, play_key)
         trained, stored, learned = self.steps.learn(state.learner, state.replay, rows, problem, self.lanes, learn_key)
         return State(trained, stored), {**parallel.means(played), **_floats(learned)}
 
@@ -332,18 +334,19 @@ def check(config: Config):
         if value <= 0 or value % devices:
             raise UserError(f"{name} is {value}: it must be a positive multiple of the {devices} devices.")
     parts = config.optimizer.micro_batches
-    batches = (config.training.problems_per_iteration * config.training.rows_per_lane, config.warm_start.batch_size)
+    lanes, trees = config.training.problems_per_iteration, config.training.trees_per_step
+    if trees % lanes and lanes % trees:
+        raise UserError(
+            f"training.trees_per_step is {trees}: give a divisor or a multiple of training.problems_per_iteration, "
+            f"which is {lanes}."
+        )
+    batches = (trees, config.warm_start.batch_size)
     for rows in batches:
         if rows % (devices * parts):
             raise UserError(
                 f"optimizer.micro_batches is {parts}: {devices} devices x {parts} must divide the learner's batch of "
-                f"{batches[0]} rows and the warm start's of {batches[1]}."
+                f"{batches[0]} trees (training.trees_per_step) and the warm start's of {batches[1]}."
             )
-    rows = min(config.targets.rows_per_tree, config.search.num_simulations + 1)
-    if config.training.replay_capacity < rows:
-        raise UserError(
-            f"training.replay_capacity is {config.training.replay_capacity}: it must hold the {rows} rows of a tree."
-        )
     lists = "listed" in (config.search.proposer, config.search.root_proposer)
     task = make_task(config.task)
     if not task.max_legal_steps and (lists or config.warm_start.data == "random_play"):
@@ -352,10 +355,10 @@ def check(config: Config):
             "and search.root_proposer to others than listed."
         )
     candidates = max(config.search.root_width, task.max_legal_steps if lists else 0)
-    if config.targets.policy == "candidates" and config.training.candidates_per_row < candidates:
+    if config.targets.policy == "candidates" and config.targets.candidates_per_node < candidates:
         raise UserError(
-            f"targets.policy=candidates needs all {candidates} candidates of a row: set "
-            f"training.candidates_per_row to {candidates}."
+            f"targets.policy=candidates needs all {candidates} candidates of a node: set "
+            f"targets.candidates_per_node to {candidates}."
         )
 
 

@@ -1,6 +1,6 @@
-"""The replay: one lane of rows for each problem of an iteration's batch, in device memory.
+"""The replay: one lane of trees for each problem of an iteration's batch, in device memory.
 
-Every lane is a ring buffer, written by its problem and sampled from alone. A row's place then depends on its problem's
+Every lane is a ring buffer, written by its problem and sampled from alone. A tree's place then depends on its problem's
 place in the global batch, not on how many devices share it, so the learner sees the same rows on any number of devices.
 """
 
@@ -14,39 +14,27 @@ from alphallm.types import Problem, pytree
 
 @pytree
 class Replay:
-    """The rows of B lanes."""
+    """The rows of B lanes, a row for each searched tree."""
 
     rows: Row  # leaves [B, capacity, ...]
-    problem: Problem  # leaves [B, problems, ...]: what was searched lately, for reanalysis.
+    problem: Problem  # leaves [B, capacity, ...]: what was searched, for reanalysis.
     added: jax.Array  # int32 []: how often every lane was written to.
 
 
 def empty(row: Row, problem: Problem, capacity: int) -> Replay:
-    """A replay for rows [B, M, ...] of problems [B, ...], with room for `capacity` rows a lane, rounded down to M."""
-    num = row.valid.shape[1]
-    if capacity < num:
-        raise ValueError(f"replay_capacity is {capacity}: it must hold the {num} rows of at least one tree.")
-    slots = capacity // num
-    return Replay(
-        rows=jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots * num, *x.shape[2:]), x.dtype), row),
-        problem=jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots, *x.shape[1:]), x.dtype), problem),
-        added=jnp.int32(0),
-    )
+    """A replay for rows [B, ...] of problems [B, ...], with room for `capacity` of them in a lane."""
+    rows, problems = jax.tree.map(lambda x: jnp.zeros((x.shape[0], capacity, *x.shape[1:]), x.dtype), (row, problem))
+    return Replay(rows, problems, jnp.int32(0))
 
 
 def add(replay: Replay, row: Row, problem: Problem) -> Replay:
-    """Writes the rows [B, M, ...] of one searched batch over the oldest ones."""
-    num, slots = row.valid.shape[1], replay.problem.index.shape[1]
-    slot = replay.added % slots
-    return Replay(
-        rows=jax.tree.map(
-            lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, slot * num, 1), replay.rows, row
-        ),
-        problem=jax.tree.map(
-            lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new[:, None], slot, 1), replay.problem, problem
-        ),
-        added=replay.added + 1,
-    )
+    """Writes the rows [B, ...] of one searched batch over the oldest ones."""
+    slot = replay.added % replay.rows.valid.shape[1]
+    rows, problems = jax.tree.map(
+        lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new[:, None], slot, 1),
+        (replay.rows, replay.problem), (row, problem),
+    )  # fmt: skip
+    return Replay(rows, problems, replay.added + 1)
 
 
 @jax.named_scope("replay")
@@ -66,8 +54,7 @@ def sample(replay: Replay, key_B: jax.Array, num: int, by_surprise: float = 0.0)
         weight += by_surprise * (jnp.where(total > 0, surprise / total, weight) - weight)
     index = jax.vmap(lambda key, w: jax.random.categorical(key, jnp.log(w), shape=(num,)))(key_B, weight)
     rows = jax.tree.map(lambda x: jax.vmap(lambda lane, i: lane[i])(x, index), replay.rows)
-    slots = replay.problem.index.shape[1]
-    age = (replay.added - 1 - index // (replay.rows.valid.shape[1] // slots)) % slots
+    age = (replay.added - 1 - index) % valid.shape[1]
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), age.reshape(-1)
 
 

@@ -4,6 +4,7 @@ All randomness is `fold_in(fold_in(root key, what), iteration)` and then the lan
 So a resumed run draws what an unbroken one would have drawn, on any number of devices.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -67,6 +68,8 @@ class Steps:
 
     def __init__(self, model: LanguageModel, task, config: Config):
         self.model, self.task, self.config = model, task, config
+        lanes, trees = config.training.problems_per_iteration, config.training.trees_per_step
+        self._draws, self._turns = max(1, trees // lanes), max(1, lanes // trees)
         self.warm_start = parallel.pmap(self._warm_start, donate=(0,))
         self.self_play = parallel.pmap(self._self_play)
         self.learn = parallel.pmap(self._learn, donate=(0, 1))
@@ -83,12 +86,13 @@ class Steps:
             size = jax.tree.leaves(source)[0].shape[0]
             index = jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
             chosen = jax.tree.map(lambda x: x[index], source)
+            weight, discount = config.training.value_weight, config.search.discount
             if isinstance(source, Packed):
-                loss = lambda p, part: learner.packed_loss(self.model, p, part, AXIS)
+                loss = lambda p, part: learner.packed_loss(self.model, p, part, weight, discount, AXIS)
             else:
                 chosen = self._augment(chosen, keys)
                 chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
-                loss = lambda p, part: learner.chain_loss(self.model, p, part, config.training.value_weight, AXIS)
+                loss = lambda p, part: learner.chain_loss(self.model, p, part, weight, discount, AXIS)
             return learner.update(state, config.optimizer, learning_rate(config), loss, chosen)
 
         state, metrics = lax.scan(step, state, jnp.arange(WARM_STEPS_PER_CALL))
@@ -114,6 +118,11 @@ class Steps:
         rows, metrics = actor.self_play(self.model, self.task, self.config, params, problem, keys)
         return rows, problem, metrics
 
+    def _turn(self, of_lanes, step):
+        """Of arrays [B, ...] the lanes whose turn it is: the same ones on any number of devices that divides theirs."""
+        pick = lambda x: x.reshape(-1, self._turns, *x.shape[1:])[:, step % self._turns]
+        return jax.tree.map(pick, of_lanes)
+
     def _learn(self, state: Learner, stored: Replay, rows, problem: Problem, lane_B, key):
         """Stores the rows, then takes the iteration's optimizer steps."""
         config = self.config
@@ -121,7 +130,10 @@ class Steps:
 
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
-            batch, age = replay.sample(stored, keys, config.training.rows_per_lane, config.training.surprise_fraction)
+            drawn_from, keys = self._turn((stored.rows, keys), i)
+            batch, age = replay.sample(
+                dataclasses.replace(stored, rows=drawn_from), keys, self._draws, config.training.surprise_fraction
+            )
             loss = lambda p, part: learner.row_loss(self.model, p, part, config, AXIS, self.task.tool)
             state, metrics = learner.update(state, config.optimizer, learning_rate(config), loss, batch)
             return state, {**metrics, "replay/age": lax.pmean(jnp.mean(age.astype(jnp.float32)), AXIS)}

@@ -1,4 +1,4 @@
-"""What a searched tree teaches: rows of policy and value targets from every node that was searched well enough.
+"""What a searched tree teaches: policy and value targets of the nodes that were searched well enough.
 
 The tree is planned once more from the leaves up: a node's value is its improved policy's expectation of the values
 below it, and at least the best verified reward below it. mctx's running means are left alone; they weight early, badly
@@ -16,18 +16,19 @@ from jax import lax
 
 from alphallm.decode import LOG_ZERO
 from alphallm.errors import check_range
-from alphallm.losses import entropy, log_rest, policy_loss_with_rest
+from alphallm.losses import entropy, log_rest, masked_mean, policy_loss_with_rest
 from alphallm.search import SearchConfig, Tree
 from alphallm.types import Problem, pytree
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetConfig:
-    """Which nodes become rows, and what their policy target is."""
+    """Which of a tree's nodes are learnt from, and what their policy target is."""
 
     nodes: Literal["all", "root"] = "all"
     min_visits: int = 3  # of a node whose candidates are not all known exactly; its own expansion counts as one.
-    rows_per_tree: int = 16  # M
+    nodes_per_tree: int = 16  # M
+    candidates_per_node: int = 8  # of a node's K candidates, those that the learner looks at.
     # "rest": candidates and everything not written; "candidates": K-way with sampling weights; "sampled": one-hot;
     # "verified_paths": what most systems do instead, imitation of steps that led to a verified solution (expert
     # iteration), with the search's plain mean as value.
@@ -38,7 +39,7 @@ class TargetConfig:
     legal_share: float = 0.0
 
     def __post_init__(self):
-        check_range(self, 1, math.inf, "min_visits", "rows_per_tree")
+        check_range(self, 1, math.inf, "min_visits", "nodes_per_tree", "candidates_per_node")
         check_range(self, 0, 1, "legal_share")
 
 
@@ -47,7 +48,7 @@ class Planned:
     """Targets of every node of a batch of trees."""
 
     value_BN: jax.Array  # float32 in [0, 1].
-    solved_BN: jax.Array  # float32: the best verified reward at or below the node.
+    solved_BN: jax.Array  # float32: the best verified reward at or below the node, discounted.
     improved_BNK: jax.Array  # float32: the improved policy over valid candidates (rows without any are all 0).
     q_BNK: jax.Array  # float32: what it was improved by.
     policy_BNK1: jax.Array  # float32: the policy target, the rest last.
@@ -55,25 +56,30 @@ class Planned:
 
 @pytree
 class Row:
-    """One node as training data; K + 1 value targets and one policy target. Stacked rows share their axes' order."""
+    """One tree as training data: M of its nodes, the root first, each with a policy target and K + 1 value targets.
+
+    The step that leads to a node is a candidate of its parent, and the parent is in the row: so a tree's prompt is read
+    once for all of its nodes, and each step once. Stacked rows share their axes' order.
+    """
 
     prompt_P: jax.Array  # int32
     prompt_length: jax.Array  # int32
-    path_DL: jax.Array  # int32: the D - 1 steps that may precede a step.
-    path_length_D: jax.Array  # int32: 0 past the node's depth.
-    tokens_KL: jax.Array  # int32
-    length_K: jax.Array  # int32
-    written_K: jax.Array  # bool
-    policy_K1: jax.Array  # float32
-    log_prob_K: jax.Array  # float32: log pi of the actor.
-    offset_K: jax.Array  # float32: log w - log pi of the actor.
-    policy_weight: jax.Array  # float32: 0 for nodes without a policy target.
-    surprise: jax.Array  # float32: KL divergence of the policy target from the actor's policy, in nats.
-    value: jax.Array  # float32: the node's own value target.
-    value_weight: jax.Array  # float32
-    value_K: jax.Array  # float32: the candidates' value targets.
-    value_weight_K: jax.Array  # float32: 0 where nothing is known.
-    valid: jax.Array  # bool: False for padding rows.
+    parent_M: jax.Array  # int32: the parent's place in the row, which comes before the node's own; -1 of the root.
+    action_M: jax.Array  # int32: the parent's candidate that leads to the node; -1 of the root.
+    valid_M: jax.Array  # bool: False for padding.
+    tokens_MKL: jax.Array  # int32
+    length_MK: jax.Array  # int32
+    written_MK: jax.Array  # bool
+    policy_MK1: jax.Array  # float32
+    log_prob_MK: jax.Array  # float32: log pi of the actor.
+    offset_MK: jax.Array  # float32: log w - log pi of the actor.
+    policy_weight_M: jax.Array  # float32: 0 for nodes without a policy target.
+    value_M: jax.Array  # float32: the node's own value target.
+    value_weight_M: jax.Array  # float32
+    value_MK: jax.Array  # float32: the candidates' value targets.
+    value_weight_MK: jax.Array  # float32: 0 where nothing is known.
+    surprise: jax.Array  # float32: mean KL divergence of the policy targets from the actor's policy, in nats.
+    valid: jax.Array  # bool: False for a row without nodes.
 
 
 @jax.named_scope("targets")
@@ -93,9 +99,10 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
         has_child = (tree.children_BNK[:, n] >= 0) & tree.expanded_BN[row[:, None], child_BK]
         known = verified_B[:, None] & tree.done_BNK[:, n] & tree.valid_BNK[:, n]
         reward = jnp.where(known, tree.reward_BNK[:, n], 0.0)
-        q_BK = jnp.where(has_child, planned.value_BN[row[:, None], child_BK], tree.child_value_BNK[:, n])
+        q_BK = search.discount * planned.value_BN[row[:, None], child_BK]
+        q_BK = jnp.where(has_child, q_BK, tree.child_value_BNK[:, n])
         q_BK = jnp.where(tree.legal_BNK[:, n] | ~verified_B[:, None], q_BK, 0.0)
-        below = jnp.where(has_child, planned.solved_BN[row[:, None], child_BK], reward)
+        below = jnp.where(has_child, search.discount * planned.solved_BN[row[:, None], child_BK], reward)
         solved = jnp.max(jnp.where(tree.valid_BNK[:, n], below, 0.0), -1)
         value, improved, policy = plan_nodes(
             q_BK, below, tree.valid_BNK[:, n], tree.written_BNK[:, n], tree.prior_logits_BNK[:, n],
@@ -143,69 +150,119 @@ def _plan_node(
     prior_K = jnp.where(valid_K, jax.nn.softmax(prior_logits_K), 0.0)
     mean_q = jnp.sum(prior_K * q_K) / jnp.maximum(jnp.sum(prior_K), 1e-9)
     total = jnp.sum(visits_K)
-    rest_q = (raw_value + total * mean_q) / (total + 1)
+    # Where all legal steps are listed, nothing of worth is left.
+    rest_q = 0.0 if search.proposer == "listed" else (raw_value + total * mean_q) / (total + 1)
     logits_K = jnp.where(valid_K, log_prob_K + scale * q_K, LOG_ZERO)
     logits_K1 = jnp.append(logits_K, log_rest(log_prob_K, written_K) + scale * rest_q)
     return value, improved_K, jax.nn.softmax(logits_K1) * any_valid
 
 
-def rows(tree: Tree, planned: Planned, problem: Problem, config: TargetConfig, key_B: jax.Array) -> Row:
-    """At most M rows [B, M] of each tree: the root, and others drawn without replacement in proportion to their visits.
+def rows(tree: Tree, planned: Planned, problem: Problem, config: TargetConfig) -> Row:
+    """One row [B] of each tree: the M most visited of the nodes that were searched well enough, and fewer candidates.
 
-    Most nodes of a tree are leaves; visits favour the few that the search thought about longest.
+    Most nodes of a tree are leaves; those with the most visits are the few that the search thought about longest. A
+    node is there only with all nodes on the way to it, and their candidates that it follows.
     """
-    everything_known = jnp.all(tree.done_BNK | ~tree.valid_BNK, -1)
-    eligible_BN = tree.expanded_BN & (everything_known | (tree.visits_BN >= config.min_visits))
-    root_N = jnp.arange(tree.expanded_BN.shape[1]) == 0
-    if config.nodes == "root":
-        eligible_BN &= root_N[None]
-    num_nodes = tree.expanded_BN.shape[1]
-    gumbel_BN = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, 2**21), (num_nodes,)))(key_B)
-    drawn_BN = jnp.log(jnp.maximum(tree.visits_BN, 1).astype(jnp.float32)) + gumbel_BN
-    score_BN = jnp.where(eligible_BN, jnp.where(root_N[None], jnp.inf, drawn_BN), -jnp.inf)
-    score_BM, node_BM = lax.top_k(score_BN, min(config.rows_per_tree, num_nodes))
-    make = jax.vmap(jax.vmap(_row, in_axes=(None, None, None, 0, 0)))
-    return make(tree, planned, problem, node_BM, score_BM > -jnp.inf)
+    return jax.vmap(functools.partial(_row, config))(tree, planned, problem)
 
 
-def _row(tree: Tree, planned: Planned, problem: Problem, n, valid) -> Row:
-    """Row of node n of one tree (the axis B of the arguments is vmapped away)."""
-    path, path_length = _path(tree, n)
-    valid_K, legal_K = tree.valid_BNK[n], tree.legal_BNK[n]
-    child_K = jnp.maximum(tree.children_BNK[n], 0)
-    searched_K = (tree.children_BNK[n] >= 0) & tree.expanded_BN[child_K] & valid_K
-    # An illegal step is worth 0, whatever an unmasked search found below it.
-    known_value_K = jnp.where(tree.done_BNK[n], tree.reward_BNK[n], planned.q_BNK[n])
-    value_K = jnp.where(legal_K & (searched_K | tree.done_BNK[n]), known_value_K, 0.0)
-    known_K = tree.written_BNK[n] & (searched_K | tree.done_BNK[n] | ~legal_K)
-    any_valid = jnp.any(valid_K).astype(jnp.float32)
-    target_K1, log_prob_K, written_K = planned.policy_BNK1[n], tree.log_prob_BNK[n], tree.written_BNK[n]
+def _row(config: TargetConfig, tree: Tree, planned: Planned, problem: Problem) -> Row:
+    """The row of one tree (the axis B of the arguments is vmapped away)."""
+    candidates, policy_NK1 = _fewer_candidates(config.candidates_per_node, *_targets(tree, planned))
+    place_NK = _places(candidates.pop("index"), tree.legal_BNK.shape[1])
+    node_M, valid_M = _most_visited(config, tree, place_NK)
+    parent_M, action_M = tree.parent_BN[node_M], tree.action_BN[node_M]
+    is_root_M = parent_M < 0
+    place_M = jnp.argmax(node_M[None] == parent_M[:, None], -1)  # The parent's.
+    written_MK, policy_MK1 = candidates["written"][node_M], policy_NK1[node_M]
+    any_valid_M = jnp.any(tree.valid_BNK[node_M], -1).astype(jnp.float32)
+    policy_weight_M = jnp.any(policy_MK1 > 0, -1).astype(jnp.float32)
+    surprise_M = jax.vmap(policy_loss_with_rest)(candidates["log_prob"][node_M], written_MK, policy_MK1)
+    surprise_M = jnp.maximum(surprise_M - entropy(policy_MK1), 0.0)
     return Row(
         prompt_P=problem.tokens_P,
         prompt_length=problem.length,
-        path_DL=path,
-        path_length_D=path_length,
-        tokens_KL=tree.tokens_BNKL[n],
-        length_K=tree.length_BNK[n],
-        written_K=written_K,
-        policy_K1=target_K1,
-        log_prob_K=log_prob_K,
-        offset_K=jnp.where(written_K & valid_K, tree.prior_logits_BNK[n] - log_prob_K, 0.0),
-        policy_weight=jnp.any(target_K1 > 0).astype(jnp.float32),
-        surprise=jnp.maximum(policy_loss_with_rest(log_prob_K, written_K, target_K1) - entropy(target_K1), 0.0),
-        value=planned.value_BN[n],
+        parent_M=jnp.where(is_root_M, -1, place_M),
+        action_M=jnp.where(is_root_M, -1, place_NK[parent_M, action_M]),
+        valid_M=valid_M,
+        tokens_MKL=candidates["tokens"][node_M],
+        length_MK=candidates["length"][node_M],
+        written_MK=written_MK,
+        policy_MK1=policy_MK1,
+        log_prob_MK=candidates["log_prob"][node_M],
+        offset_MK=candidates["offset"][node_M],
+        policy_weight_M=policy_weight_M * valid_M,
+        value_M=planned.value_BN[node_M],
         # A dead end says that no candidate was legal, not that no step is.
-        value_weight=any_valid,
-        value_K=value_K,
-        value_weight_K=known_K.astype(jnp.float32),
-        valid=valid,
+        value_weight_M=any_valid_M * valid_M,
+        value_MK=candidates["value"][node_M],
+        value_weight_MK=candidates["value_weight"][node_M] * valid_M[:, None],
+        surprise=masked_mean(surprise_M, policy_weight_M * valid_M),
+        valid=jnp.any(valid_M),
     )
 
 
-def _path(tree: Tree, n):
-    """Tokens [D - 1, L] and lengths [D - 1] of the steps from the root to node n."""
-    real_D = jnp.arange(tree.path_BND.shape[-1]) < tree.depth_BN[n]
-    node_D = jnp.where(real_D, tree.path_BND[n], 0)
-    parent_D, action_D = jnp.maximum(tree.parent_BN[node_D], 0), jnp.maximum(tree.action_BN[node_D], 0)
-    tokens_DL = jnp.where(real_D[:, None], tree.tokens_BNKL[parent_D, action_D], 0)
-    return tokens_DL, jnp.where(real_D, tree.length_BNK[parent_D, action_D], 0)
+def _targets(tree: Tree, planned: Planned):
+    """What a learner has to know of the candidates of one tree's nodes, [N, K, ...] by name, and the policy targets."""
+    valid_NK, legal_NK, written_NK = tree.valid_BNK, tree.legal_BNK, tree.written_BNK
+    child_NK = jnp.maximum(tree.children_BNK, 0)
+    searched_NK = (tree.children_BNK >= 0) & tree.expanded_BN[child_NK] & valid_NK
+    # An illegal step is worth 0, whatever an unmasked search found below it.
+    value_NK = jnp.where(tree.done_BNK, tree.reward_BNK, planned.value_BN[child_NK])
+    value_NK = jnp.where(legal_NK & (searched_NK | tree.done_BNK), value_NK, 0.0)
+    known_NK = written_NK & (searched_NK | tree.done_BNK | ~legal_NK)
+    candidates = {
+        "tokens": tree.tokens_BNKL,
+        "length": tree.length_BNK,
+        "written": written_NK,
+        "log_prob": tree.log_prob_BNK,
+        "offset": jnp.where(written_NK & valid_NK, tree.prior_logits_BNK - tree.log_prob_BNK, 0.0),
+        "value": value_NK,
+        "value_weight": known_NK.astype(jnp.float32),
+    }
+    return candidates, planned.policy_BNK1
+
+
+def _fewer_candidates(num: int, candidates: dict[str, jax.Array], policy_NK1: jax.Array):
+    """A node's `num` candidates that matter most, with their "index"; the others' share of the target joins the rest.
+
+    A cross-entropy over any of the candidates and everything else has the same minimum, so this costs information, not
+    truth. Kept are those that the target likes, then those whose value is known (illegal ones, which the policy should
+    unlearn, among them), then others.
+    """
+    total = policy_NK1.shape[1] - 1
+    if num >= total:
+        return {
+            **candidates,
+            "index": jnp.broadcast_to(jnp.arange(total)[None], candidates["written"].shape),
+        }, policy_NK1
+    score_NK = policy_NK1[:, :-1] + 0.01 * candidates["value_weight"] + 0.001 * candidates["written"]
+    _, index = lax.top_k(score_NK, num)
+    take = jax.vmap(lambda node, i: node[i])
+    target = take(policy_NK1[:, :-1], index)
+    rest = jnp.sum(policy_NK1, -1, keepdims=True) - jnp.sum(target, -1, keepdims=True)
+    kept = {name: take(x, index) for name, x in candidates.items()}
+    return {**kept, "index": index}, jnp.concatenate([target, jnp.maximum(rest, 0.0)], -1)
+
+
+def _places(index_NJ: jax.Array, num: int) -> jax.Array:
+    """int32 [N, num]: where among those kept each candidate is; -1 where it was not kept."""
+    same_NKJ = index_NJ[:, None] == jnp.arange(num)[None, :, None]
+    return jnp.where(jnp.any(same_NKJ, -1), jnp.argmax(same_NKJ, -1), -1)
+
+
+def _most_visited(config: TargetConfig, tree: Tree, place_NK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The nodes [M] of a row, parents before their children, and which of them there are."""
+    num_nodes = tree.expanded_BN.shape[0]
+    is_root_N = jnp.arange(num_nodes) == 0
+    everything_known_N = jnp.all(tree.done_BNK | ~tree.valid_BNK, -1)
+    eligible_N = tree.expanded_BN & (is_root_N | everything_known_N | (tree.visits_BN >= config.min_visits))
+    if config.nodes == "root":
+        eligible_N &= is_root_N
+    eligible_N &= is_root_N | (place_NK[tree.parent_BN, tree.action_BN] >= 0)
+    visits_N = jnp.where(eligible_N, jnp.where(is_root_N, jnp.iinfo(jnp.int32).max, tree.visits_BN), 0)
+    # No more than those of any node on the way: so a node is chosen after its parent, which has the smaller number.
+    on_way_ND = jnp.arange(tree.path_BND.shape[-1])[None] < tree.depth_BN[:, None]
+    least_N = jnp.min(jnp.where(on_way_ND, visits_N[tree.path_BND], jnp.iinfo(jnp.int32).max), -1)
+    visits_M, node_M = lax.top_k(jnp.minimum(visits_N, least_N), min(config.nodes_per_tree, num_nodes))
+    return node_M, visits_M > 0

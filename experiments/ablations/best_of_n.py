@@ -7,6 +7,7 @@ search. The policy imitates chains that the verifier accepts; the value head lea
 (Monte Carlo). Warm start, optimizer, replay, checkpoints and evaluation are those of `alphallm.train`.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -31,7 +32,7 @@ from alphallm.types import Problem, pytree
 
 @pytree
 class Pair:
-    """A row of the replay: a chain to imitate (without steps where none was right), and one whose outcome to learn."""
+    """A problem's place in the replay: M chains to imitate (without steps where none was right), and M to judge."""
 
     imitated: Chain
     judged: Chain
@@ -45,8 +46,8 @@ def chains_per_problem(task, config: Config) -> int:
 
 
 def sample_pairs(model, task, config: Config, params, problem: Problem, key_B):
-    """Rows [B, M] of each problem's N chains, and the sums that metrics are the means of."""
-    num, kept = chains_per_problem(task, config), config.targets.rows_per_tree
+    """M of each problem's N chains [B, M], twice, and the sums that metrics are the means of."""
+    num, kept = chains_per_problem(task, config), config.targets.nodes_per_tree
     key_BJ = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(num)))(key_B)
     prefix = decode.prefill(model, params, problem)
     drawn = chains.sample(model, task, params, problem, prefix, key_BJ, temperature=1.0)
@@ -78,10 +79,11 @@ def sample_pairs(model, task, config: Config, params, problem: Problem, key_B):
         "samples/right": reward_BJ, "policy/legal": legal_BJ,
     }  # fmt: skip
     metrics = {name: sum_and_count(x) for name, x in measured.items()}
-    return Pair(imitated, pick(any_BM), jnp.ones(right_BM.shape, bool)), metrics
+    return Pair(imitated, pick(any_BM), jnp.ones(right_BM.shape[0], bool)), metrics
 
 
 def pair_loss(model, params, pairs: Pair, value_weight: float):
+    pairs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), dataclasses.replace(pairs, valid=pairs.valid[:, None]))
     policy = learner.chain_loss(model, params, pairs.imitated, 0.0)[1]["loss/policy"]
     # As in `learner.row_loss`: where few chains were right, their mean is not given the weight of a whole batch.
     policy *= jnp.mean(jnp.any(pairs.imitated.length_D > 0, -1).astype(jnp.float32))
@@ -103,7 +105,8 @@ class BestOfNSteps(Steps):
 
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
-            batch: Any = replay.sample(stored, keys, config.training.rows_per_lane)[0]
+            drawn_from, keys = self._turn((stored.rows, keys), i)
+            batch: Any = replay.sample(dataclasses.replace(stored, rows=drawn_from), keys, self._draws)[0]
             loss = lambda p, part: pair_loss(self.model, p, part, config.training.value_weight)
             return learner.update(state, config.optimizer, learning_rate(config), loss, batch)
 

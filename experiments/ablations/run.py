@@ -25,10 +25,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # A few minutes a run on two cores. Every run is evaluated after its end, on all validation problems.
 COMMON = {
     "training.num_iterations": 50, "search.num_simulations": 8, "warm_start.num_steps": 300,
-    "training.candidates_per_row": 4, "evaluation.every": 1000, "evaluation.num_problems": 8, "checkpoints.every": 20,
+    "targets.candidates_per_node": 4, "evaluation.every": 1000, "evaluation.num_problems": 8, "checkpoints.every": 20,
 }  # fmt: skip
 
-ALL_CANDIDATES = {"targets.policy": "candidates", "training.candidates_per_row": 16}
+ALL_CANDIDATES = {"targets.policy": "candidates", "targets.candidates_per_node": 16}
 # Imitation of the few solutions that there are at first is destroyed by Muon, whose updates are as large however small
 # the gradient is. So both get AdamW and a warm start that suits it, and `adamw` tells what that alone changes.
 ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "warm_start.num_steps": 600}
@@ -45,7 +45,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "target_candidates": ALL_CANDIDATES,
     "target_sampled": {"targets.policy": "sampled", "targets.legal_share": 0.0},
     "no_legal_share": {"targets.legal_share": 0.0},
-    # The learner's rows.
+    # What the learner is shown.
     "surprise": {"training.surprise_fraction": 0.5},
     "no_augment": {"training.augment": False},
     # Candidates drawn independently; the target's form is the one that fits them, so compare with target_candidates.

@@ -104,7 +104,8 @@ def iteration_table() -> str:
     caption = (
         f"**What an iteration is, for each chip**: B = {work.problems} problems, N = {work.simulations} simulations, "
         f"K = {work.candidates} candidates, L = {work.step} tokens, P = {work.prompt}, D = {work.steps}; "
-        f"{work.learner_steps} optimizer steps of {work.rows} rows in {work.micro_batches} parts "
+        f"{work.learner_steps} optimizer steps of {work.rows} trees with M = {work.row_nodes} nodes in "
+        f"{work.micro_batches} parts "
         "(`configs/gsm8k_qwen2p5_0p5b.py`)."
     )
     return markdown_table(caption, titles, rows)

@@ -27,8 +27,9 @@ class Work:
     step: int  # L
     steps: int  # D
     learner_steps: int
-    rows: int  # R, of a learner step.
-    row_candidates: int  # of a row, those that a learner step looks at.
+    rows: int  # R, trees of a learner step.
+    row_nodes: int  # M, of a tree, those that the learner looks at.
+    row_candidates: int  # K', of a node, those that the learner looks at.
     micro_batches: int = 1
     replay_rows: int = 0  # of a lane; there is a lane for each problem.
 
@@ -45,7 +46,7 @@ class Work:
     @property
     def row_tokens(self) -> int:
         """Positions of a row in the learner's packed pass (`learner.pack`)."""
-        return self.slots + self.row_candidates * self.step
+        return self.prompt + self.row_nodes * self.row_candidates * self.step
 
     @property
     def width(self) -> int:
@@ -62,15 +63,15 @@ def work_of(config: Config, task: Any, vocabulary: int, num_devices: int = 1) ->
     """
     training = config.training
     problems = training.problems_per_iteration // num_devices
-    rows_per_tree = min(config.targets.rows_per_tree, config.search.num_simulations + 1)
     return Work(
         model=config.model, vocabulary=vocabulary, problems=problems,
         simulations=config.search.num_simulations, candidates=config.search.num_candidates, prompt=task.max_prompt,
         step=task.max_step, steps=task.max_steps, learner_steps=training.learner_steps,
-        rows=problems * training.rows_per_lane,
-        row_candidates=min(training.candidates_per_row, config.search.num_candidates),
+        rows=training.trees_per_step // num_devices,
+        row_nodes=min(config.targets.nodes_per_tree, config.search.num_simulations + 1),
+        row_candidates=min(config.targets.candidates_per_node, config.search.num_candidates),
         micro_batches=config.optimizer.micro_batches,
-        replay_rows=training.replay_capacity // rows_per_tree * rows_per_tree,
+        replay_rows=training.replay_capacity,
     )  # fmt: skip
 
 
@@ -195,10 +196,10 @@ def learn_flops(work: Work) -> float:
     of_weights = low_rank if lora else each
     of_matrices = 2 * (3 * (each + low_rank) - down + of_weights)
     trunk = positions * layers * (of_matrices + 4 * _attention(model, work.row_tokens))
-    scored = work.rows * work.row_candidates * work.step
+    scored = work.rows * work.row_nodes * work.row_candidates * work.step
     table, head = work.vocabulary * model.width, lora_head(model, work.vocabulary)
     logits = 2 * scored * (2 * (table + head) + (head if lora else table))
-    value = 3 * value_flops(work, work.rows * (work.row_candidates + 1))
+    value = 3 * value_flops(work, work.rows * work.row_nodes * (work.row_candidates + 1))
     return float(work.learner_steps) * (trunk + logits + value)
 
 
@@ -219,9 +220,9 @@ def kept_bytes(work: Work) -> int:
 
 def replay_bytes(work: Work) -> int:
     """Of the rows (`targets.Row`); the problems beside them are left out."""
-    k, d = work.candidates, work.pages
-    numbers = work.prompt + 1 + d * (work.step + 1) + k * (work.step + 6) + 1 + 4
-    flags = k + 1
+    m, k = work.row_nodes, work.row_candidates
+    numbers = work.prompt + 2 + m * (k * (work.step + 6) + 1 + 5)
+    flags = m * (k + 1) + 1
     return work.problems * work.replay_rows * (4 * numbers + flags)
 
 
@@ -262,9 +263,9 @@ def activation_bytes(work: Work) -> int:
     and of one layer's inner activations."""
     model, rows = work.model, work.rows // work.micro_batches
     inputs = model.num_layers * rows * work.row_tokens * model.width * work.width
-    logits = 4 * rows * work.row_candidates * work.step * work.vocabulary * 4
-    scores = 4 * rows * model.num_heads * work.row_tokens**2 * 4
-    inner = scores + 6 * rows * work.row_tokens * model.hidden_dim * work.width
+    logits = 4 * rows * work.row_nodes * work.row_candidates * work.step * work.vocabulary * 4
+    scores = (2 * model.num_heads + 1) * rows * work.row_tokens**2 * 4  # and the mask, as numbers to add
+    inner = scores + 10 * rows * work.row_tokens * model.hidden_dim * work.width
     return inputs + max(logits, inner)
 
 

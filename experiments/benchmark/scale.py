@@ -38,7 +38,7 @@ MODEL: dict[str, Any] = {
     "hidden_dim": 384,
 }
 VOCABULARY, CANDIDATES, PROMPT_TOKENS, STEP_TOKENS, STEPS = 512, 8, 8, 8, 4
-LEARNER_STEPS, ROWS_PER_LANE = 2, 2
+LEARNER_STEPS, TREES_A_LANE = 2, 1
 PARTS = {"self_play": "self-play", "learn": "learning"}
 
 
@@ -116,7 +116,7 @@ def _continued(path: str, repeats: int) -> dict[str, Any]:
     about = machine()
     setting = {
         "model": MODEL, "vocabulary": VOCABULARY, "candidates": CANDIDATES, "prompt": PROMPT_TOKENS,
-        "step": STEP_TOKENS, "steps": STEPS, "learner_steps": LEARNER_STEPS, "rows_per_lane": ROWS_PER_LANE,
+        "step": STEP_TOKENS, "steps": STEPS, "learner_steps": LEARNER_STEPS, "trees_a_lane": TREES_A_LANE,
         "repeats": repeats,
     }  # fmt: skip
     if os.path.exists(path):
@@ -180,11 +180,11 @@ def setting(simulations: int, problems: int):
     config = Config(
         model=ModelConfig(**MODEL),
         search=SearchConfig(num_simulations=simulations, num_candidates=CANDIDATES, max_considered=CANDIDATES),
-        targets=TargetConfig(rows_per_tree=4),
+        targets=TargetConfig(nodes_per_tree=4, candidates_per_node=CANDIDATES),
         warm_start=WarmStartConfig(data="none"),
         training=TrainingConfig(
-            problems_per_iteration=problems, learner_steps=LEARNER_STEPS, rows_per_lane=ROWS_PER_LANE,
-            replay_capacity=16, candidates_per_row=CANDIDATES, augment=False,
+            problems_per_iteration=problems, learner_steps=LEARNER_STEPS, trees_per_step=TREES_A_LANE * problems,
+            replay_capacity=4, augment=False,
         ),
     )  # fmt: skip
     return config, Endless(Words(VOCABULARY), PROMPT_TOKENS, STEP_TOKENS, STEPS)

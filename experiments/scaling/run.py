@@ -70,8 +70,9 @@ def training_flops(config, task, model, metrics: Sequence[dict[str, Any]], step:
     """What a run had spent after `step` ticks: its warm start, what its trees wrote, and what it learnt."""
     chain = task.max_prompt + task.max_steps * task.max_step
     warm = min(step * 20, config.warm_start.num_steps) * config.warm_start.batch_size * chain * 3
-    row = task.max_prompt + (task.max_steps - 1 + config.training.candidates_per_row) * task.max_step
-    rows = config.training.learner_steps * config.training.problems_per_iteration * config.training.rows_per_lane
+    candidates = min(config.targets.candidates_per_node, config.search.num_candidates)
+    row = task.max_prompt + config.targets.nodes_per_tree * candidates * task.max_step
+    rows = config.training.learner_steps * config.training.trees_per_step
     searched = [entry["search/tokens"] for entry in metrics if "search/tokens" in entry and entry["step"] <= step]
     written = sum(searched) * (1 + 1 / config.search.num_candidates) + len(searched) * task.max_prompt
     positions = warm + written * config.training.problems_per_iteration + len(searched) * rows * row * 3

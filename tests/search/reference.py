@@ -52,11 +52,12 @@ class Candidate:
     child: Node | None = None
     visits: int = 0
     likelihood: float = 0.0
+    discount: float = 1.0
 
     @property
     def q(self):
         """Mean outcome of the visits: all that a finished candidate gives is its own value."""
-        return self.child.known if self.child.known is not None else self.child.value
+        return self.child.known if self.child.known is not None else self.discount * self.child.value
 
 
 class Reference:
@@ -110,8 +111,8 @@ class Reference:
                 return
         outcome = candidate.child.value
         for node, candidate in reversed(path):
-            if candidate.child.known is not None:
-                outcome = candidate.child.known
+            known = candidate.child.known
+            outcome = self.config.discount * outcome if known is None else known
             node.value = (node.value * node.visits + outcome) / (node.visits + 1)
             node.visits += 1
             candidate.visits += 1
@@ -140,13 +141,14 @@ class Reference:
             valid = bool(got.valid_BK[0, k]) and (legal if self.masked else likely)
             step = math.exp(float(got.log_prob_BK[0, k]) / max(1, length))
             read = float(got.value_BK[0, k]) if self.config.values == "head" else (likelihood + step) / (depth + 1)
-            own = reward if self.verified and done else read
+            own = reward if self.verified and done else read if done else self.config.discount * read
             own = own if valid else 0.0
             node.candidates.append(
                 Candidate(
                     tokens, length, float(prior_logits[0, k]) if valid else decode.LOG_ZERO, 0.0,
                     float(got.root_gumbel_BK[0, k]), own, valid, done, reward, after,
                     valid and not done and depth + 1 < self.task.max_steps and own >= self.least, likelihood=step,
+                    discount=self.config.discount,
                 )
             )  # fmt: skip
         for c, p in zip(node.candidates, softmax([c.logit for c in node.candidates]), strict=True):

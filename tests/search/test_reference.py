@@ -51,6 +51,7 @@ VARIANTS = {
     "a wide root": {"root_candidates": 9},
     "iid": {"proposer": "iid", "temperature": 1.5, "backup": "children"},
     "listed": {"proposer": "listed", "completion": "mixed_value"},
+    "discount": {"discount": 0.8, "value_scale": 0.3},
     "a listed root": {"root_proposer": "listed", "num_candidates": 3},
     "a listed root, narrower": {"root_proposer": "listed", "num_candidates": 6},
 }
@@ -58,6 +59,10 @@ CASES = [(policy, name, options) for policy in ("gumbel", "puct") for name, opti
 CASES += [("depth_first", name, VARIANTS[name] | {"prune": prune}) for name, prune in (("default", 0.0), ("iid", 0.4))]
 CASES += [("puct", f"commit {name}", VARIANTS[name] | {"commit_every": 7}) for name in ("a wide root", "value backup")]
 CASES.append(("puct", "rollout", {"rollout": True}))
+CASES += [
+    ("puct", f"discount, {name}", VARIANTS["discount"] | {name: value})
+    for name, value in (("rollout", True), ("commit_every", 7))
+]
 CASES += [("uct", name, {"values": "likelihood", "rollout": name == "rap"}) for name in ("plain", "rap")]
 CASES.append(("gumbel", "wide, iid", VARIANTS["iid"] | {"root_candidates": 12}))
 CASES.append(("gumbel", "policy as prior", {"prior": "policy", "backup": "children", "completion": "mixed_value"}))

@@ -11,7 +11,8 @@ TINY = {
     "training.overfit": "a1 to d2", "model.num_layers": 1, "model.width": 32, "model.hidden_dim": 64,
     "warm_start.num_steps": 160, "warm_start.batch_size": 16, "optimizer.warmup_steps": 5, "optimizer.ema_decay": 0.5,
     "search.num_simulations": 8, "evaluation.num_simulations": 8, "evaluation.every": 6, "training.num_iterations": 6,
-    "training.problems_per_iteration": 8, "training.learner_steps": 8, "training.replay_capacity": 32,
+    "training.problems_per_iteration": 8, "training.learner_steps": 8, "training.replay_capacity": 8,
+    "training.trees_per_step": 8,
 }  # fmt: skip
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "tasks.md"
 

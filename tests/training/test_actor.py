@@ -23,9 +23,14 @@ MODEL_CONFIG = ModelConfig(num_layers=1, width=16, num_heads=2, num_kv_heads=1, 
 CONFIG = Config(
     model=MODEL_CONFIG,
     search=SearchConfig(num_simulations=6, num_candidates=4, root_candidates=6, max_considered=4),
-    targets=TargetConfig(rows_per_tree=4, min_visits=1),
+    targets=TargetConfig(nodes_per_tree=4, min_visits=1),
     training=TrainingConfig(
-        learner_steps=2, rows_per_lane=2, reanalyse_fraction=0.5, unmasked_fraction=0.5, problems_per_iteration=LANES
+        learner_steps=2,
+        trees_per_step=2,
+        reanalyse_fraction=0.5,
+        unmasked_fraction=0.5,
+        problems_per_iteration=LANES,
+        replay_capacity=4,
     ),
 )
 TASK = tabular.TabularTask()
@@ -96,7 +101,7 @@ def iteration_on(num_devices):
     shapes = jax.eval_shape(
         lambda: actor.self_play(MODEL, TASK, CONFIG, PARAMS, problems, lane_keys(jax.random.key(0), LANE))
     )
-    stored = replay.empty(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0]), problems, 16)
+    stored = replay.empty(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0]), problems, 4)
     rows, problem, metrics = self_play(PARAMS, stored, problems, LANE, jax.random.key(1))
     state = learner.init(CONFIG, PARAMS, learning_rate(CONFIG))
     state, stored, losses = learn(state, stored, rows, problem, LANE, jax.random.key(2))
@@ -118,16 +123,21 @@ def test_learning_does_not_depend_on_the_number_of_devices():
 
 
 def without_padding(rows):
-    """Rows [B, M] with zeros where there is none: what lies there is never drawn."""
-    return jax.tree.map(
-        lambda x: np.where(rows.valid.reshape(*rows.valid.shape, *[1] * (x.ndim - 2)), x, np.zeros_like(x)), rows
-    )
+    """Rows with zeros where there is no node: what lies there weighs nothing."""
+    valid_M = rows.valid_M
+
+    def blank(x):
+        if x.shape[: valid_M.ndim] != valid_M.shape:
+            return x
+        return np.where(valid_M.reshape(*valid_M.shape, *[1] * (x.ndim - valid_M.ndim)), x, np.zeros_like(x))
+
+    return jax.tree.map(blank, rows)
 
 
 def test_an_iteration_gives_rows_and_changes_the_parameters():
     rows, problem, metrics, state, stored, losses, again = iteration_on(1)
     np.testing.assert_array_equal(problem.index, range(LANES))  # nothing was stored to be searched again.
-    assert rows.valid[:, 0].all() and stored.added == 1 and state.step == 2
+    assert rows.valid_M[:, 0].all() and stored.added == 1 and state.step == 2
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, losses)))
     assert 0 < metrics["search/expanded"] <= CONFIG.search.num_simulations + 1
     assert 0 < metrics["policy/root_mass_written"] <= 1
@@ -142,8 +152,7 @@ def test_an_iteration_gives_rows_and_changes_the_parameters():
 
 def test_unmasked_problems_teach_illegal_candidates():
     rows = iteration_on(1).rows
-    known = rows.value_weight_K * rows.valid[..., None]
-    assert ((known > 0) & (rows.value_K == 0)).any()
+    assert ((rows.value_weight_MK > 0) & (rows.value_MK == 0)).any()
 
 
 @pytest.mark.parametrize("name", ["game24", "countdown"])

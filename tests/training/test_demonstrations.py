@@ -73,8 +73,37 @@ def test_packing_does_not_change_the_loss(text_task):
         is_step = np.where(together.text_T == number, together.is_step_T, False)
         tokens = together.tokens_T.copy()
         tokens[0, 0] = (tokens[0, 0] + 1) % task.vocabulary.size  # of the first text
-        one, other = (Packed(t, together.position_T, together.text_T, is_step) for t in (together.tokens_T, tokens))
+        one, other = (
+            Packed(t, together.position_T, together.text_T, is_step, together.steps_left_T)
+            for t in (together.tokens_T, tokens)
+        )
         assert (float(loss(one)) != float(loss(other))) == matters
+
+
+def test_with_a_discount_the_value_head_learns_how_many_steps_are_left(text_task):
+    task, rows = text_task
+    packed = demonstrations(task, rows, 256, seed=0)
+    ends = 0
+    for tokens, number, left in zip(packed.tokens_T, packed.text_T, packed.steps_left_T, strict=True):
+        for i in range(1, number.max() + 1):
+            steps_left = left[number == i]
+            here = np.flatnonzero(steps_left)
+            count, ends = len(here), ends + len(here)
+            assert list(steps_left[here]) == list(range(count, 0, -1))
+            # A prompt ends before the first step, and a step with its line.
+            text = [task.vocabulary.decode(tokens[number == i][: at + 1]) for at in here]
+            assert text[0].rstrip().endswith("Answer:") and all(t.endswith("\n") for t in text[1:])
+    assert ends > len(rows) and not packed.steps_left_T[packed.text_T == 0].any()
+
+    model = LanguageModel(MODEL_CONFIG, task.vocabulary.size)
+    params = model.init(jax.random.key(0))
+    packed = jax.tree.map(jnp.asarray, packed)
+    losses = {d: jax.device_get(learner.packed_loss(model, params, packed, 0.5, d)) for d in (1.0, 0.9)}
+    assert losses[1.0][0] == losses[1.0][1]["loss/policy"] and "loss/value" not in losses[1.0][1]
+    # A new value head says one half of everything.
+    loss, metrics = losses[0.9]
+    np.testing.assert_allclose(metrics["loss/value"], np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(loss, metrics["loss/policy"] + 0.5 * metrics["loss/value"], rtol=1e-6)
 
 
 def test_solutions_that_are_too_long_are_left_out(text_task):
