@@ -1,5 +1,6 @@
 """The scaling study's fit and its count of training compute."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -35,3 +36,5 @@ def test_training_compute_counts_warm_start_search_and_learning():
     assert of(2) == warm
     assert of(3) == warm + (160 + 10 + 5) * 8 + learnt  # K = 16: a sixteenth is appended
     assert of(4) == warm + (160 + 10 + 5 + 320 + 20 + 5) * 8 + 2 * learnt
+    packed = dataclasses.replace(config, warm_start=WarmStartConfig(num_steps=30, batch_size=4, sequence_tokens=50))
+    assert run.training_flops(packed, task, model, metrics, 1) / 2.0 == 20 * 4 * 50 * 3

@@ -2,11 +2,14 @@
 
 import pytest
 
-from alphallm.config import load_config
+from alphallm.config import apply_overrides, load_config
 from alphallm.errors import UserError
+from alphallm.models import LanguageModel
 from alphallm.tasks import make_task
 from experiments import studies
 from experiments.igsm import run as igsm
+from experiments.scaling.run import training_flops
+from experiments.zero_vs_imitation import run as zero
 
 
 def test_whole_numbers_are_read_or_refused():
@@ -59,3 +62,42 @@ def test_igsm_asks_for_problems_of_one_number_of_operations(ops):
     # A step has one operation, or two.
     steps = [len(task.solutions(row, 1)[0]) for row in rows]
     assert len(set(rows)) == 20 and max(steps) == ops and min(steps) >= ops / 2
+
+
+def test_arms_spend_as_much_on_imitation_as_on_self_play():
+    base = load_config("configs/prontoqa_cpu.py")
+    assert zero.fields_of("rules alone", base, None) == {}
+    flops = 3e13
+    imitation, both = (zero.fields_of(arm, base, flops) for arm in ("imitation", "both"))
+    config = apply_overrides(base, imitation)
+    task = make_task(config.task)
+    model = LanguageModel(config.model, task.vocabulary.size)
+    steps = imitation["warm_start.num_steps"]
+    assert training_flops(config, task, model, [], steps) == pytest.approx(flops, rel=0.01)
+    assert imitation["training.num_iterations"] == 0 and both["training.num_iterations"] > 0
+    assert both["warm_start.num_steps"] == pytest.approx(steps / 2, abs=1)
+
+
+def test_the_arms_have_a_line_each_over_their_seeds(tmp_path):
+    answers = {
+        "greedy": {"solved": [1, 0, 0, 0], "tokens": 9.0},
+        "search, 100": {"solved": [1, 1, 1, 0], "tokens": 80.0},
+    }
+    runs = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "FLOPs": 2e15,
+            "seconds": 90,
+            "curve": [(1e14, 0.1), (2e15, 0.25)],
+            "answers": answers,
+        }
+        for arm in ("rules alone", "both")
+        for seed in (0, 1)
+    ]
+    zero.report(runs, str(tmp_path))
+    rules, both = zero.table(runs)
+    assert (rules[""], both[""]) == ("rules alone", "both") and rules["seeds"] == 2
+    assert rules["training, PFLOP"] == "2.00" and rules["minutes a run"] == "1.5"
+    assert str(rules["greedy"]).startswith("0.250 [") and str(both["search, 100"]).startswith("0.750 [")
+    assert (tmp_path / "table.md").exists() and (tmp_path / "figure.png").stat().st_size > 10_000

@@ -68,7 +68,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
 
 def training_flops(config, task, model, metrics: Sequence[dict[str, Any]], step: int) -> float:
     """What a run had spent after `step` ticks: its warm start, what its trees wrote, and what it learnt."""
-    chain = task.max_prompt + task.max_steps * task.max_step
+    chain = config.warm_start.sequence_tokens or task.max_prompt + task.max_steps * task.max_step
     warm = min(step * 20, config.warm_start.num_steps) * config.warm_start.batch_size * chain * 3
     candidates = min(config.targets.candidates_per_node, config.search.num_candidates)
     row = task.max_prompt + config.targets.nodes_per_tree * candidates * task.max_step
