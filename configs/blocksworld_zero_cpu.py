@@ -1,4 +1,4 @@
-"""Blocksworld from random weights and the rules alone, 4 or 5 blocks and plans of 2 to 4 steps, on one CPU core.
+"""Blocksworld from random weights and the rules alone, 4 to 6 blocks and plans of 2 to 4 steps, on one CPU core.
 
 python -m alphallm.train --config=configs/blocksworld_zero_cpu.py --workdir=runs/blocksworld_zero_cpu
 
@@ -22,7 +22,7 @@ from alphallm.training.targets import TargetConfig
 
 def get_config() -> Config:
     return Config(
-        task=BlocksworldConfig(num_blocks=(4, 5), train_plan=(2, 4), test_plan=(2, 6), max_steps=6),
+        task=BlocksworldConfig(num_blocks=(4, 6), train_plan=(2, 4), test_plan=(2, 6), max_steps=6),
         model=ModelConfig(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=384),
         warm_start=WarmStartConfig(data="random_play", num_steps=300, batch_size=64),
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, ema_decay=0.98),

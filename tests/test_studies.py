@@ -65,7 +65,7 @@ def test_igsm_asks_for_problems_of_one_number_of_operations(ops):
 
 
 def test_arms_spend_as_much_on_imitation_as_on_self_play():
-    base = load_config("configs/prontoqa_cpu.py")
+    base = load_config("configs/blocksworld_zero_cpu.py")
     assert zero.fields_of("rules alone", base, None) == {}
     flops = 3e13
     imitation, both = (zero.fields_of(arm, base, flops) for arm in ("imitation", "both"))

@@ -1,6 +1,6 @@
 """From the rules alone, by imitation, and by both: one task, one model, as many FLOPs to train with.
 
-python -m experiments.zero_vs_imitation.run [--config=configs/prontoqa_cpu.py] [--seeds=0,1,2] [--budgets=100,300]
+python -m experiments.zero_vs_imitation.run [--config=configs/blocksworld_zero_cpu.py] [--seeds=0] [--budgets=300,1000]
 
 Trains for each seed: the config as it is, from random legal play and self-play ("rules alone", as AlphaGo Zero); the
 same model on worked solutions alone ("imitation"), for as many steps as cost what the first one did; and half of these
@@ -38,9 +38,9 @@ SOLUTIONS = {"warm_start.data": "solutions", "warm_start.batch_size": 16, "warm_
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("config", "configs/prontoqa_cpu.py", "What is trained from the rules alone.")
+    flags.DEFINE_string("config", "configs/blocksworld_zero_cpu.py", "What is trained from the rules alone.")
     flags.DEFINE_list("seeds", ["0"], "Seeds of the training.")
-    flags.DEFINE_list("budgets", ["100", "300"], "Generated tokens a problem, at most.")
+    flags.DEFINE_list("budgets", ["300", "1000"], "Generated tokens a problem, at most.")
     flags.DEFINE_integer("num_problems", 300, "Test problems.")
     flags.DEFINE_list("override", [], "FIELD=VALUE, for every run: a shorter schedule to try it out.")
     flags.DEFINE_string("output", "runs/zero_vs_imitation", "The folder of the runs.")
@@ -53,6 +53,8 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
         raise UserError(f"{[*arguments, *overrides][0]!r} is not an option; see --help for those that there are.")
     seeds, budgets = whole_numbers("seeds", options.seeds, 0), whole_numbers("budgets", options.budgets, 1)
     base = study_config(options.config, {}, options.override)
+    if base.warm_start.data == "solutions":
+        raise UserError(f"--config={options.config} starts from solutions: give one that starts from the rules alone.")
     settings = {"config": to_dict(base), "budgets": budgets, "num_problems": options.num_problems}
     for seed in seeds:
         for arm in ARMS:
