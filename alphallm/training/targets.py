@@ -168,8 +168,8 @@ def rows(tree: Tree, planned: Planned, problem: Problem, config: TargetConfig) -
 
 def _row(config: TargetConfig, tree: Tree, planned: Planned, problem: Problem) -> Row:
     """The row of one tree (the axis B of the arguments is vmapped away)."""
-    candidates, policy_NK1 = _fewer_candidates(config.candidates_per_node, *_targets(tree, planned))
-    place_NK = _places(candidates.pop("index"), tree.legal_BNK.shape[1])
+    index_NJ, candidates, policy_NK1 = _fewer_candidates(config.candidates_per_node, *_targets(tree, planned))
+    place_NK = _places(index_NJ, tree.legal_BNK.shape[1])
     node_M, valid_M = _most_visited(config, tree, place_NK)
     parent_M, action_M = tree.parent_BN[node_M], tree.action_BN[node_M]
     is_root_M = parent_M < 0
@@ -224,7 +224,7 @@ def _targets(tree: Tree, planned: Planned):
 
 
 def _fewer_candidates(num: int, candidates: dict[str, jax.Array], policy_NK1: jax.Array):
-    """A node's `num` candidates that matter most, with their "index"; the others' share of the target joins the rest.
+    """Which `num` candidates of each node matter most [N, num], and they; the others' target has joined the rest.
 
     A cross-entropy over any of the candidates and everything else has the same minimum, so this costs information, not
     truth. Kept are those that the target likes, then those whose value is known (illegal ones, which the policy should
@@ -232,17 +232,14 @@ def _fewer_candidates(num: int, candidates: dict[str, jax.Array], policy_NK1: ja
     """
     total = policy_NK1.shape[1] - 1
     if num >= total:
-        return {
-            **candidates,
-            "index": jnp.broadcast_to(jnp.arange(total)[None], candidates["written"].shape),
-        }, policy_NK1
+        return jnp.broadcast_to(jnp.arange(total)[None], candidates["written"].shape), candidates, policy_NK1
     score_NK = policy_NK1[:, :-1] + 0.01 * candidates["value_weight"] + 0.001 * candidates["written"]
-    _, index = lax.top_k(score_NK, num)
-    take = jax.vmap(lambda node, i: node[i])
-    target = take(policy_NK1[:, :-1], index)
+    _, index_NJ = lax.top_k(score_NK, num)
+    take = lambda x: jax.vmap(lambda node, i: node[i])(x, index_NJ)
+    target = take(policy_NK1[:, :-1])
     rest = jnp.sum(policy_NK1, -1, keepdims=True) - jnp.sum(target, -1, keepdims=True)
-    kept = {name: take(x, index) for name, x in candidates.items()}
-    return {**kept, "index": index}, jnp.concatenate([target, jnp.maximum(rest, 0.0)], -1)
+    policy_NJ1 = jnp.concatenate([target, jnp.maximum(rest, 0.0)], -1)
+    return index_NJ, {name: take(x) for name, x in candidates.items()}, policy_NJ1
 
 
 def _places(index_NJ: jax.Array, num: int) -> jax.Array:
