@@ -62,7 +62,7 @@ def write_results(folder: str, settings: dict[str, Any], runs: dict[str, Any]) -
     os.replace(path + ".new", path)  # Hours of training are in it.
 
 
-def draw_rates(axes, places: Sequence[int], rates: Sequence[Any], style: str, colour, label: str) -> None:
+def draw_rates(axes, places: Sequence[float], rates: Sequence[Any], style: str, colour, label: str) -> None:
     """Rates with their intervals."""
     spread = [[r.estimate - r.low for r in rates], [r.high - r.estimate for r in rates]]
     axes.errorbar(

@@ -34,7 +34,11 @@ from experiments.studies import (
 HERE = os.path.dirname(os.path.abspath(__file__))
 ARMS = ("rules alone", "imitation", "both")
 # Both imitate like this; after imitation the value head and the policy want smaller steps (experiments/LOG.md).
-SOLUTIONS = {"warm_start.data": "solutions", "warm_start.batch_size": 16, "warm_start.sequence_tokens": 256}
+SOLUTIONS: dict[str, Any] = {
+    "warm_start.data": "solutions",
+    "warm_start.batch_size": 16,
+    "warm_start.sequence_tokens": 256,
+}
 
 
 def define_flags() -> None:
@@ -81,7 +85,7 @@ def fields_of(arm: str, base: Any, flops: float | None) -> dict[str, Any]:
 
     assert flops is not None
     model = LanguageModel(base.model, make_task(base.task).vocabulary.size)
-    tokens = int(SOLUTIONS["warm_start.batch_size"]) * int(SOLUTIONS["warm_start.sequence_tokens"])
+    tokens = SOLUTIONS["warm_start.batch_size"] * SOLUTIONS["warm_start.sequence_tokens"]
     steps = flops / (3 * tokens * model.flops_per_token())
     if arm == "imitation":
         return {**SOLUTIONS, "warm_start.num_steps": round(steps), "training.num_iterations": 0}
