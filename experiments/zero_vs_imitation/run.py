@@ -12,7 +12,6 @@ table.md and figure.png to --results, here by default.
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,10 +105,8 @@ def outcome_of(config: Any, folder: str, options: Any) -> dict[str, Any]:
     from alphallm.training.loop import load_params, train
     from alphallm.training.run_folder import read_rows
 
-    began = time.monotonic()
     print(f"Training {folder}", flush=True)
     train(config, folder)
-    seconds = time.monotonic() - began
     task, (_, params) = make_task(config.task), load_params(folder)
     model = LanguageModel(config.model, task.vocabulary.size)
     metrics = read_rows(os.path.join(folder, "metrics.jsonl"))
@@ -117,7 +114,7 @@ def outcome_of(config: Any, folder: str, options: Any) -> dict[str, Any]:
     curve = [(spent(row["step"]), row["validation/greedy"]) for row in metrics if "validation/greedy" in row]
     answers = judge(model, task, config, params, options)
     last = max(row["step"] for row in metrics)
-    return {"FLOPs": spent(last), "seconds": round(seconds), "commit": commit(), "curve": curve, "answers": answers}
+    return {"FLOPs": spent(last), "commit": commit(), "curve": curve, "answers": answers}
 
 
 def judge(model: Any, task: Any, config: Any, params: Any, options: Any) -> dict[str, Any]:
@@ -162,9 +159,6 @@ class Arm:
 
     runs: Sequence[Mapping[str, Any]]
 
-    def mean(self, field: str) -> float:
-        return sum(run[field] for run in self.runs) / len(self.runs)
-
     def rate(self, strategy: str) -> Any:
         import numpy as np
 
@@ -182,10 +176,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
     """A line for each arm: rates over seeds and problems, with 95 % intervals."""
     lines = []
     for name, arm in arms_of(runs).items():
-        line: dict[str, object] = {
-            "": name, "seeds": len(arm.runs), "training, PFLOP": f"{arm.mean('FLOPs') / 1e15:.2f}",
-            "minutes a run": f"{arm.mean('seconds') / 60:.1f}",
-        }  # fmt: skip
+        line: dict[str, object] = {"": name, "seeds": len(arm.runs)}
+        line["training, PFLOP"] = f"{sum(run['FLOPs'] for run in arm.runs) / len(arm.runs) / 1e15:.2f}"
         for strategy in arm.runs[0]["answers"]:
             rate = arm.rate(strategy)
             line[strategy] = f"{rate.estimate:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
