@@ -1,7 +1,7 @@
 """The learner: the losses of rows and of demonstrations, and one optimizer step.
 
-A row is scored in one packed pass: prompt, path and K candidates lie side by side, and each candidate attends to the
-prompt, the path and itself. Nothing is computed twice for a shared prefix.
+A row is scored in one packed pass: behind the prompt lie the K candidates of all M nodes side by side, and each attends
+to the prompt, to those candidates that are the steps on the way to its node, and to itself. Nothing is computed twice.
 """
 
 import functools

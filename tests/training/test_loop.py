@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -48,6 +49,27 @@ def without_validation(monkeypatch):
 def trainer():
     """One trainer of CONFIG for all tests, so that it is compiled once: it keeps nothing from tick to tick."""
     return Trainer(CONFIG)
+
+
+SUMS, LOSS = {"search/solved": np.ones((1, 2), np.float32)}, {"loss/policy": jax.numpy.ones(1)}
+
+
+@pytest.mark.parametrize("actor", ["latest", "average"])
+def test_the_actor_searches_with_the_weights_it_is_asked_to(trainer, monkeypatch, actor):
+    monkeypatch.setattr(trainer, "config", apply_overrides(CONFIG, {"training.actor": actor}))
+    monkeypatch.setattr(trainer.steps, "self_play", lambda weights, *rest: (weights, None, SUMS))
+    monkeypatch.setattr(trainer.steps, "learn", lambda learner, stored, rows, *rest: (rows, stored, LOSS))
+    both = types.SimpleNamespace(weights="latest", average_weights="average")
+    state, _ = trainer.tick(loop.State(both, None), trainer.warm_ticks)
+    assert state.learner == actor
+
+
+def test_trees_of_a_step_divide_the_lanes_or_are_a_multiple():
+    with pytest.raises(UserError, match="trees_per_step is 3: give a divisor or a multiple of .* which is 4"):
+        loop.check(apply_overrides(CONFIG, {"training.trees_per_step": 3}))
+    for trees in (1, 2, 4, 8):
+        if trees % jax.device_count() == 0:
+            loop.check(apply_overrides(CONFIG, {"training.trees_per_step": trees}))
 
 
 def states_equal(one, other):
