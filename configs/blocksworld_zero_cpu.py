@@ -3,7 +3,7 @@
 python -m alphallm.train --config=configs/blocksworld_zero_cpu.py --workdir=runs/blocksworld_zero_cpu
 
 No plan is shown: a warm start on random legal play, then self-play over all legal steps, as AlphaGo Zero has it. The
-test's plans have up to 6 steps, more than any that was trained on. About 25 minutes; expect 12 to 15 % of the
+test's plans have up to 6 steps, more than any that was trained on. About 28 minutes; expect 12 to 15 % of the
 validation problems greedily at its start and 47 % at its end, by search 42 and 73 to 80 % (experiments/README.md).
 """
 
