@@ -4,8 +4,8 @@ python -m alphallm.convert --from=Qwen/Qwen2.5-0.5B --to=runs/qwen2p5_0p5b
 python -m alphallm.train --config=configs/gsm8k_qwen2p5_0p5b.py --workdir=runs/gsm8k_qwen2p5_0p5b
 
 Nobody has run it to its end: no accuracy has been measured. What it costs, by count: at most 0.30 PFLOP an iteration,
-three fifths of it self-play, and 0.06 EFLOP in all: 26 minutes where a fifth of a TPU v5e's 197 TFLOP/s is reached, which
-is a guess. `python -m alphallm.memory --config=configs/gsm8k_qwen2p5_0p5b.py --device=v5e` says what it needs of memory.
+three fifths of it self-play, and 0.06 EFLOP in all: 26 minutes where a fifth of a TPU v5e's 197 TFLOP/s is reached,
+which is a guess. `python -m alphallm.memory --config=configs/gsm8k_qwen2p5_0p5b.py --device=v5e` says what it needs.
 """
 
 from alphallm.models import LoraConfig, ModelConfig
