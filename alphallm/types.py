@@ -118,6 +118,10 @@ class Task(typing.Protocol):
     def augment(self, problem: "Problem", key: jax.Array) -> "Problem":
         """A random problem equivalent to an unbatched one; training sees these, evaluation does not."""
 
+    def renaming(self, key: jax.Array) -> jax.Array:
+        """Of each token [V] the one to read in its place, int32: random other names, under which every problem and all
+        answers to it say the same; training sees searched trees under several."""
+
     def legal_steps(self, state: TaskState) -> "Steps":
         """All legal steps of an unbatched state, for tasks that can list them."""
 

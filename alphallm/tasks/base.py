@@ -136,6 +136,11 @@ class Task:
         del key
         return problem
 
+    def renaming(self, key: jax.Array) -> jax.Array:
+        """Every token itself, where a task has no names that could be others."""
+        del key
+        return jnp.arange(self.vocabulary.size)
+
     def legal_steps(self, state: Any) -> Steps:
         raise UserError(f"The task {self.name} lists no steps: use proposer=gumbel_top_k or iid, and no random play.")
 

@@ -6,6 +6,7 @@ So a resumed run draws what an unbroken one would have drawn, on any number of d
 
 import dataclasses
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from alphallm.training import actor, learner, parallel, replay
 from alphallm.training.config import Config
 from alphallm.training.learner import AXIS, Learner, Packed
 from alphallm.training.replay import Replay
+from alphallm.training.targets import Row
 from alphallm.types import Problem
 
 # What a key is for. Never reuse a number: old runs must stay repeatable.
@@ -63,6 +65,9 @@ def problem_order(config: Config, iteration: int, num_problems: int) -> np.ndarr
     return order
 
 
+_Drawn = TypeVar("_Drawn", Row, Packed)
+
+
 class Steps:
     """The loop's three compiled functions; every argument and result has a leading device axis."""
 
@@ -88,6 +93,7 @@ class Steps:
             chosen = jax.tree.map(lambda x: x[index], source)
             weight, discount = config.training.value_weight, config.search.discount
             if isinstance(source, Packed):
+                chosen = self._renamed(chosen, keys, "tokens_T")
                 loss = lambda p, part: learner.packed_loss(self.model, p, part, weight, discount, AXIS)
             else:
                 chosen = self._augment(chosen, keys)
@@ -102,6 +108,14 @@ class Steps:
         if not self.config.training.augment:
             return problem
         return jax.vmap(lambda p, k: self.task.augment(p, jax.random.fold_in(k, 2**24)))(problem, key_B)
+
+    def _renamed(self, drawn: _Drawn, key_R, *fields: str) -> _Drawn:
+        """What was drawn [R], each under other names, so that it does not read the same when it is drawn again."""
+        if not self.config.training.augment:
+            return drawn
+        new_RV = jax.vmap(lambda key: self.task.renaming(jax.random.fold_in(key, 2**24)))(key_R)
+        rename = jax.vmap(lambda new_V, tokens: new_V[tokens])
+        return dataclasses.replace(drawn, **{name: rename(new_RV, getattr(drawn, name)) for name in fields})
 
     def _self_play(self, params, stored: Replay, problem: Problem, lane_B, key):
         """Searches one problem a lane; some are taken from the replay again, with today's parameters."""
@@ -134,6 +148,8 @@ class Steps:
             batch, age = replay.sample(
                 dataclasses.replace(stored, rows=drawn_from), keys, self._draws, config.training.surprise_fraction
             )
+            apart = jax.vmap(lambda k: jax.random.split(k, self._draws))(keys).reshape(-1)
+            batch = self._renamed(batch, apart, "prompt_P", "tokens_MKL")
             loss = lambda p, part: learner.row_loss(self.model, p, part, config, AXIS, self.task.tool)
             state, metrics = learner.update(state, config.optimizer, learning_rate(config), loss, batch)
             return state, {**metrics, "replay/age": lax.pmean(jnp.mean(age.astype(jnp.float32)), AXIS)}

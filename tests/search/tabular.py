@@ -98,6 +98,9 @@ class TabularTask:
     def augment(self, problem, key):
         return problem
 
+    def renaming(self, key):
+        return jnp.arange(self.vocabulary_size)
+
     def step(self, state, tokens_L, length) -> Transition:
         real = jnp.arange(self.max_step) < length
         weights = jnp.asarray(_PRIMES[: self.max_step])

@@ -401,6 +401,23 @@ def test_an_augmented_problem_is_one_that_can_be_solved(case):
     assert chains and all(said[-1].reward == 1 for said in case.play(states, chains))
 
 
+def test_under_other_names_the_answers_are_as_right(case):
+    """A renaming keeps tokens apart, and turns a problem and its solutions into another one and its solutions."""
+    names_BV = jax.device_get(jax.jit(jax.vmap(case.task.renaming))(jax.random.split(jax.random.key(0), _B)))
+    np.testing.assert_array_equal(np.sort(names_BV, -1), np.tile(np.arange(case.vocabulary.size), (_B, 1)))
+    assert (names_BV[:, case.vocabulary.pad] == case.vocabulary.pad).all()
+    if (names_BV == np.arange(case.vocabulary.size)).all():
+        pytest.skip("this task has no names that could be others")
+    states, chains = [], []
+    for b, row in enumerate(case.batch_rows):
+        prompt = case.problems.tokens_P[b, : case.problems.length[b]]
+        text = case.vocabulary.decode(names_BV[b, prompt].tolist()).rstrip("\n")
+        for steps in case.task.solutions(row, 2):
+            states.append(case.task.problem(text).state)
+            chains.append([names_BV[b, step].tolist() for step in steps])
+    assert chains and all(said[-1].reward == 1 for said in case.play(states, chains))
+
+
 def test_what_is_no_problem_is_told_in_a_sentence(case):
     row = str(case.batch_rows[0])
     words = row.split()

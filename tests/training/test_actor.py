@@ -1,5 +1,6 @@
 """Self-play and learning on any number of devices, and the random play of the warm start."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -148,6 +149,32 @@ def test_an_iteration_gives_rows_and_changes_the_parameters():
     for lane in range(LANES):
         assert indices[lane] in (lane, 10 + lane)
     assert {i < 10 for i in indices} == {True, False}
+
+
+def test_a_drawn_tree_is_learnt_from_under_other_names():
+    """As if its tokens had been the others all along; and as it is where nothing is augmented."""
+    names_V = np.random.default_rng(0).permutation(TASK.vocabulary_size)
+
+    class Renaming(tabular.TabularTask):
+        def renaming(self, key):
+            return jnp.asarray(names_V)
+
+    def learn(task, config, rename):
+        one = iteration_on(1)
+        rows = dataclasses.replace(
+            one.rows, prompt_P=rename(one.rows.prompt_P), tokens_MKL=rename(one.rows.tokens_MKL)
+        )  # fmt: skip
+        stored = replay.empty(rows, one.problem, 4)
+        state = learner.init(config, PARAMS, learning_rate(config))
+        step = jax.vmap(Steps(MODEL, task, config)._learn, (None, None, None, None, None, 0), axis_name=learner.AXIS)
+        return jax.device_get(step(state, stored, rows, one.problem, LANE, jax.random.key(2)[None])[2])
+
+    as_it_is, renamed = (lambda tokens: tokens), (lambda tokens: names_V[tokens])
+    fixed = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, augment=False))
+    plain = learn(TASK, CONFIG, as_it_is)
+    assert_close(learn(Renaming(), CONFIG, as_it_is), learn(TASK, CONFIG, renamed))
+    assert_close(learn(Renaming(), fixed, as_it_is), plain)
+    assert abs(learn(Renaming(), CONFIG, as_it_is)["loss/policy"] - plain["loss/policy"]) > 1e-3
 
 
 def test_unmasked_problems_teach_illegal_candidates():

@@ -1,5 +1,6 @@
 """Packed solutions: every token once, and the loss of a text is what it is alone."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,10 +10,12 @@ import pytest
 
 from alphallm.errors import UserError
 from alphallm.models import LanguageModel, ModelConfig
-from alphallm.tasks import ArithmeticConfig, TextConfig, data, make_task
+from alphallm.tasks import ArithmeticConfig, BlocksworldConfig, TextConfig, data, make_task
 from alphallm.training import learner
+from alphallm.training.config import Config
 from alphallm.training.demonstrations import demonstrations
 from alphallm.training.learner import Packed
+from alphallm.training.steps import Steps
 from tests.tasks import worked
 
 MODEL_CONFIG = ModelConfig(num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=16)
@@ -137,3 +140,20 @@ def test_other_forms_of_a_problem_have_solutions_of_their_own():
         assert sorted(prompt.removesuffix(" -> 24").split()) == sorted("4 9 10 13".split())
         assert solution in task.solution_texts(prompt, 20)
     assert len(prompts) > 3 and "4 9 10 13 -> 24" in prompts
+
+
+def test_solutions_are_drawn_under_other_names():
+    config = Config(task=BlocksworldConfig(num_blocks=(3, 4), train_plan=(2, 4)), model=MODEL_CONFIG)
+    task = config.task.make()
+    packed = demonstrations(task, data.load_split(config.task, "train")[:20], 0, seed=0)
+    keys = jax.random.split(jax.random.key(0), len(packed.tokens_T))
+    steps = Steps(LanguageModel(MODEL_CONFIG, task.vocabulary.size), task, config)
+    renamed = jax.device_get(steps._renamed(packed, keys, "tokens_T"))
+    texts = [task.vocabulary.decode(text) for text in texts_of(renamed)]
+    changed = 0
+    for text, before in zip(texts, map(task.vocabulary.decode, texts_of(packed)), strict=True):
+        prompt, _, plan = text.partition("\n")
+        assert plan in task.solution_texts(prompt)
+        changed += text != before
+    assert changed > len(texts) / 2
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(renamed, tokens_T=packed.tokens_T), packed)

@@ -247,22 +247,27 @@ class Blocksworld(Task):
 
         The prompt keeps its order, which does not depend on names but where two orders are alike.
         """
-        new_name_n = jax.random.permutation(key, self.num_blocks)
+        new_name_n = self._new_names(key)
         old_name_n = jnp.argsort(new_name_n)
 
         def renamed(places_n):
             moved_n = places_n[old_name_n]
             return jnp.where(moved_n >= 0, new_name_n[jnp.maximum(moved_n, 0)], moved_n)
 
-        name_P = problem.tokens_P - self._first_name
-        is_name_P = (name_P >= 0) & (name_P < self.num_blocks)
-        new_P = self._first_name + new_name_n[jnp.clip(name_P, 0, self.num_blocks - 1)]
         state = problem.state
         return dataclasses.replace(
             problem,
-            tokens_P=jnp.where(is_name_P, new_P, problem.tokens_P),
+            tokens_P=self.renaming(key)[problem.tokens_P],
             state=dataclasses.replace(state, place_n=renamed(state.place_n), goal_n=renamed(state.goal_n)),
         )
+
+    def renaming(self, key: jax.Array) -> jax.Array:
+        """The blocks' names permuted, as `augment` permutes them with the same key."""
+        names = self._first_name + np.arange(self.num_blocks)
+        return jnp.arange(self.vocabulary.size).at[names].set(self._first_name + self._new_names(key))
+
+    def _new_names(self, key: jax.Array) -> jax.Array:
+        return jax.random.permutation(key, self.num_blocks)
 
 
 def _goal_holds(state: BlocksworldState) -> jax.Array:

@@ -299,15 +299,19 @@ class Igsm(Task):
 
     def augment(self, problem: Problem, key: jax.Array) -> Problem:
         """The same unbatched problem with the items of each category renamed among themselves."""
-        new_V = jnp.arange(self.vocabulary.size)
-        for items, key_of_items in zip(CATEGORIES.values(), jax.random.split(key, len(CATEGORIES)), strict=True):
-            tokens = np.array([self.vocabulary.token_of[item] for item in items])
-            new_V = new_V.at[tokens].set(jax.random.permutation(key_of_items, tokens))
-        state = problem.state
+        new_V, state = self.renaming(key), problem.state
         renamed = {name: new_V[getattr(state, name)] for name in ("name_n2", "reference", "line_DL")}
         return dataclasses.replace(
             problem, tokens_P=new_V[problem.tokens_P], state=dataclasses.replace(state, **renamed)
         )
+
+    def renaming(self, key: jax.Array) -> jax.Array:
+        """The items of each category renamed among themselves, as `augment` does it with the same key."""
+        new_V = jnp.arange(self.vocabulary.size)
+        for items, key_of_items in zip(CATEGORIES.values(), jax.random.split(key, len(CATEGORIES)), strict=True):
+            tokens = np.array([self.vocabulary.token_of[item] for item in items])
+            new_V = new_V.at[tokens].set(jax.random.permutation(key_of_items, tokens))
+        return new_V
 
 
 def _random_order(story: Story, generator: random.Random) -> list[Name]:

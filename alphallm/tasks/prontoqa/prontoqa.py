@@ -285,9 +285,7 @@ class Prontoqa(Task):
         size = len(self._plural_tokens)
         new_n = jnp.arange(len(self._predicates))  # of each predicate, what it is called from now on.
         if fictional:
-            # Members of a family stand side by side: sorted by family, and by chance within it.
-            chance = jax.random.uniform(adjectives, self._families.shape)
-            within = jnp.argsort(self._families + chance)
+            within = _permutation_within(self._families, adjectives)
             new_n = jnp.concatenate([jax.random.permutation(concepts, size), size + within])
         same_kind = self._entities_like(state.entity)
         entity = jax.random.choice(entity_key, jnp.asarray(self._entity_tokens), p=same_kind / jnp.sum(same_kind))
@@ -311,6 +309,25 @@ class Prontoqa(Task):
         )
         return dataclasses.replace(problem, tokens_P=tokens_P, state=new_state)
 
+    def renaming(self, key: jax.Array) -> jax.Array:
+        """Entities permuted and, as in `augment`, names of concepts and adjectives; concepts among those with the same
+        article, because that stands before them. No other names in the true ontology, where they mean something.
+        """
+        token_V = jnp.arange(self.vocabulary.size)
+        if self.config.ontology != "fictional":
+            return token_V
+        entities, predicates = jax.random.split(key)
+        size = len(self._plural_tokens)
+        articles_n = self._articles[self._predicate_tokens]  # of adjectives pad
+        new_n = _permutation_within(np.append(articles_n[:size], self._families + self.vocabulary.size), predicates)
+        for old, new in (
+            (self._entity_tokens, jax.random.permutation(entities, self._entity_tokens)),
+            (self._predicate_tokens, jnp.asarray(self._predicate_tokens)[new_n]),
+            (self._plural_tokens, jnp.asarray(self._plural_tokens)[new_n[:size]]),
+        ):
+            token_V = token_V.at[old].set(new)
+        return token_V
+
     def _entities_like(self, entity: jax.Array) -> jax.Array:
         """float32: 1 for each entity that is a number as this one is, or a person as this one is."""
         number_e = np.array([name.isdigit() for name in self._names.entities])
@@ -332,3 +349,10 @@ class Prontoqa(Task):
         place_P = jnp.where(question_P | (position_P >= length), self.max_prompt, place_P)
         place_P = jnp.where(position_P == 0, _NONE, place_P)  # the start token.
         return tokens_P[jnp.argsort(place_P, stable=True)]
+
+
+def _permutation_within(group_n: np.ndarray, key: jax.Array) -> jax.Array:
+    """A random permutation that leaves every index in its group, uniform within the groups."""
+    by_group = np.argsort(group_n, kind="stable")
+    shuffled = jnp.argsort(group_n + jax.random.uniform(key, group_n.shape))
+    return jnp.zeros(len(group_n), jnp.int32).at[by_group].set(shuffled)
