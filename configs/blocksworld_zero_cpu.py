@@ -23,7 +23,7 @@ from alphallm.training.targets import TargetConfig
 
 def get_config() -> Config:
     return Config(
-        task=BlocksworldConfig(num_blocks=(4, 6), train_plan=(2, 6), test_plan=(2, 6), max_steps=6),
+        task=BlocksworldConfig(num_blocks=(4, 6), train_plan=(2, 4), test_plan=(2, 6), max_steps=6),
         model=ModelConfig(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=384),
         warm_start=WarmStartConfig(data="random_play", num_steps=300, batch_size=64),
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, ema_decay=0.98),
@@ -33,7 +33,7 @@ def get_config() -> Config:
         # A tree is drawn six times on average, in other colours each time. In the same colours the learner fits this
         # iteration's trees and forgets the task: greedy decoding fell (experiments/LOG.md).
         training=TrainingConfig(
-            num_iterations=100,
+            num_iterations=60,
             problems_per_iteration=128,
             learner_steps=24,
             trees_per_step=32,
@@ -41,6 +41,6 @@ def get_config() -> Config:
             actor="average",
             unmasked_fraction=0.0,  # nothing listed is illegal.
         ),
-        evaluation=EvaluationConfig(every=20, num_problems=200, num_simulations=16),
+        evaluation=EvaluationConfig(every=10, num_problems=200, num_simulations=16),
         checkpoints=CheckpointConfig(every=20, keep=2),
     )
