@@ -32,7 +32,7 @@ def get_config() -> Config:
         search=SearchConfig(proposer="listed", num_simulations=8, max_considered=3, value_scale=0.4, discount=0.9),
         targets=TargetConfig(nodes="all", nodes_per_tree=4, candidates_per_node=4, policy="rest"),
         training=TrainingConfig(
-            num_iterations=160,
+            num_iterations=80,
             problems_per_iteration=128,
             learner_steps=32,  # each tree eight times, under other names each time.
             trees_per_step=32,
