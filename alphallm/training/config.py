@@ -64,8 +64,8 @@ class TrainingConfig:
     replay_capacity: int = 32  # trees of a lane.
     # Of a learner step's trees, the share that is drawn in proportion to how far the search moved the policy there.
     surprise_fraction: float = 0.0
-    # Search each problem in a random equivalent form (symmetries, as in AlphaGo Zero), and learn from what is drawn under
-    # random other names.
+    # Search each problem in a random equivalent form (symmetries, as in AlphaGo Zero), and learn from each tree under
+    # random other names whenever it is drawn.
     augment: bool = True
     # Which weights search: the latest, or their average (optimizer.ema_decay), which changes less from step to step.
     actor: Literal["latest", "average"] = "latest"
