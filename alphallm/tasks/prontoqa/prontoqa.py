@@ -318,8 +318,8 @@ class Prontoqa(Task):
             return token_V
         entities, predicates = jax.random.split(key)
         size = len(self._plural_tokens)
-        articles_n = self._articles[self._predicate_tokens]  # of adjectives pad
-        new_n = _permutation_within(np.append(articles_n[:size], self._families + self.vocabulary.size), predicates)
+        articles = self._articles[self._predicate_tokens[:size]]
+        new_n = _permutation_within(np.append(articles, self._families + self.vocabulary.size), predicates)
         for old, new in (
             (self._entity_tokens, jax.random.permutation(entities, self._entity_tokens)),
             (self._predicate_tokens, jnp.asarray(self._predicate_tokens)[new_n]),
