@@ -54,6 +54,9 @@ class TrainingConfig:
     """The loop: self-play on a batch of problems, then learner steps on the replay."""
 
     num_iterations: int = 100
+    # Over so many iterations the problems of self-play grow from those of the fewest steps to all (a curriculum, by the
+    # task's own worked solutions); 0 poses all of them from the first.
+    curriculum_iterations: int = 0
     # A problem's text, or of a question its beginning: train and validate on it alone, to see whether learning works.
     overfit: str = ""
     problems_per_iteration: int = 64  # over all devices; also the number of the replay's lanes.
@@ -74,7 +77,7 @@ class TrainingConfig:
     value_weight: float = 1.0  # of the value loss.
 
     def __post_init__(self):
-        check_range(self, 0, math.inf, "num_iterations", "learner_steps", "value_weight")
+        check_range(self, 0, math.inf, "num_iterations", "curriculum_iterations", "learner_steps", "value_weight")
         check_range(self, 1, math.inf, "problems_per_iteration", "trees_per_step", "replay_capacity")
         check_range(self, 0, 1, "unmasked_fraction", "reanalyse_fraction", "surprise_fraction")
 

@@ -56,6 +56,7 @@ class Trainer:
         self.model = LanguageModel(config.model, self.task.vocabulary.size)
         self.rows = problem_rows(config, "train")
         self.problems = data.load_problems(self.task, self.rows)
+        self.lengths = problem_lengths(self.task, self.rows, config.training.curriculum_iterations > 0)
         self.steps = Steps(self.model, self.task, config)
         self.warm_ticks = warm_ticks(config)
         self.num_ticks = self.warm_ticks + config.training.num_iterations
@@ -114,7 +115,7 @@ class Trainer:
         return State(trained, stored), {**parallel.means(played), **_floats(learned)}
 
     def _batch(self, iteration: int) -> Problem:
-        index = steps_lib.problem_order(self.config, iteration, len(self.problems.index))
+        index = steps_lib.problem_order(self.config, iteration, self.lengths)
         return jax.tree.map(lambda x: x[index], self.problems)
 
     def to_devices(self, state: State) -> State:
@@ -316,6 +317,19 @@ def problem_rows(config: Config, split: str) -> list[Any]:
         return rows[:1]
     make_task(config.task).problem(overfit)  # Raises UserError if there is no such problem.
     return [overfit]
+
+
+def problem_lengths(task: Any, rows: list[Any], differ: bool) -> np.ndarray:
+    """The steps of each row's first worked solution, int [N]; all alike where it does not matter that they differ."""
+    if not differ:
+        return np.zeros(len(rows), np.int64)
+    solutions = [task.solutions(row, 1) for row in rows]
+    if not all(solutions):
+        raise UserError(
+            "training.curriculum_iterations orders problems by the steps of a worked solution, and the task "
+            f"{task.name} has none for some: set it to 0."
+        )
+    return np.array([len(found[0]) for found in solutions])
 
 
 def warm_ticks(config: Config) -> int:

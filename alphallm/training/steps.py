@@ -53,15 +53,23 @@ def learning_rate(config: Config) -> optax.Schedule:
     return optax.join_schedules(of_each, [warm])
 
 
-def problem_order(config: Config, iteration: int, num_problems: int) -> np.ndarray:
-    """Indices of an iteration's problems: epoch after epoch, each shuffled anew, without gaps between epochs."""
-    batch = config.training.problems_per_iteration
-    places = np.arange(iteration * batch, (iteration + 1) * batch)
+def problem_order(config: Config, iteration: int, length_N: np.ndarray) -> np.ndarray:
+    """Indices of an iteration's problems: epoch after epoch, each shuffled anew, without gaps between epochs.
+
+    `length_N` is how many steps each problem needs. A curriculum has as many stages of equal length as there are
+    lengths, and each stage adds the problems of the next one and begins its epochs anew.
+    """
+    batch, over = config.training.problems_per_iteration, config.training.curriculum_iterations
+    lengths = np.unique(length_N)
+    begins = np.arange(len(lengths)) * over // len(lengths)  # the first iteration of each stage.
+    stage = np.searchsorted(begins, iteration, side="right") - 1
+    posed = np.flatnonzero(length_N <= lengths[stage])
+    places = np.arange(batch) + (iteration - begins[stage]) * batch
     order = np.empty(batch, np.int64)
-    for epoch in np.unique(places // num_problems):
-        here = places // num_problems == epoch
-        shuffled = np.random.default_rng([config.seed, ORDER, int(epoch)]).permutation(num_problems)
-        order[here] = shuffled[places[here] % num_problems]
+    for epoch in np.unique(places // len(posed)):
+        here = places // len(posed) == epoch
+        shuffled = np.random.default_rng([config.seed, ORDER, int(epoch)]).permutation(posed)
+        order[here] = shuffled[places[here] % len(posed)]
     return order
 
 

@@ -204,8 +204,20 @@ def test_random_play_is_legal_and_its_outcome_true(name):
 
 
 def test_every_epoch_has_every_problem_once():
-    order = np.concatenate([problem_order(CONFIG, i, 10) for i in range(5)])
+    order = np.concatenate([problem_order(CONFIG, i, np.zeros(10)) for i in range(5)])
     assert len(order) == 20
     for epoch in (order[:10], order[10:]):
         np.testing.assert_array_equal(np.sort(epoch), range(10))
     assert (order[:10] != order[10:]).any()
+
+
+def test_a_curriculum_adds_the_problems_of_the_next_length():
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, curriculum_iterations=7))
+    lengths = np.array([6, 2, 4, 6, 2, 6, 4])
+    order = [problem_order(config, i, lengths) for i in range(20)]
+    for stage, (first, end) in enumerate([(0, 2), (2, 4), (4, 20)]):
+        posed = np.flatnonzero(lengths <= 2 * stage + 2)
+        drawn = np.concatenate(order[first:end])
+        assert set(drawn) == set(posed)
+        for epoch in range(len(drawn) // len(posed)):
+            np.testing.assert_array_equal(np.sort(drawn[epoch * len(posed) :][: len(posed)]), posed)
