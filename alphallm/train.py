@@ -5,7 +5,6 @@ status 75. With several hosts, start it on each with --distributed.
 """
 
 import math
-import os
 
 from absl import flags
 
@@ -37,9 +36,10 @@ def main(arguments: list[str], overrides: dict[str, str]):
         )
     config = apply_overrides(load_config(options.config), overrides)
     # They take seconds to import, which a wrong option need not wait for.
-    from alphallm.training.parallel import use_cores_as_devices
+    from alphallm.training.parallel import keep_freed_memory, num_cores, use_cores_as_devices
 
-    cores = 1 if options.distributed else os.cpu_count() or 1  # Several processes may share a machine.
+    keep_freed_memory()
+    cores = 1 if options.distributed else num_cores()  # Several processes may share a machine.
     use_cores_as_devices(options.cpu_devices or best_device_count(config, cores))
     # After the devices are chosen: JAX reads them once, when it is first used.
     from alphallm.training import hosts

@@ -27,7 +27,7 @@ def get_config() -> Config:
         task=BlocksworldConfig(num_blocks=(4, 6), train_plan=(2, 4), test_plan=(2, 6), max_steps=6),
         model=ModelConfig(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=384),
         warm_start=WarmStartConfig(data="random_play", num_steps=300, batch_size=64),
-        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, ema_decay=0.98),
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, ema_decay=0.98, micro_batches=8),
         # A discount, because every step but the goal's can be undone: without it a detour costs nothing.
         search=SearchConfig(proposer="listed", num_simulations=16, max_considered=3, value_scale=0.4, discount=0.9),
         targets=TargetConfig(nodes="all", nodes_per_tree=6, candidates_per_node=4, policy="rest"),

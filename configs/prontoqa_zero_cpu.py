@@ -28,7 +28,7 @@ def get_config() -> Config:
         ),
         model=ModelConfig(num_layers=4, width=64, num_heads=4, num_kv_heads=2, head_dim=32, hidden_dim=192),
         warm_start=WarmStartConfig(data="random_play", num_steps=200, batch_size=64),
-        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, ema_decay=0.98),
+        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, ema_decay=0.98, micro_batches=8),
         # A discount, because a true statement that proves nothing would cost nothing.
         search=SearchConfig(proposer="listed", num_simulations=8, max_considered=3, value_scale=0.4, discount=0.9),
         targets=TargetConfig(nodes="all", nodes_per_tree=4, candidates_per_node=4, policy="rest"),

@@ -54,8 +54,8 @@ class TrainingConfig:
     """The loop: self-play on a batch of problems, then learner steps on the replay."""
 
     num_iterations: int = 100
-    # Over so many iterations the problems of self-play grow from those of the fewest steps to all (a curriculum, by the
-    # task's own worked solutions); 0 poses all of them from the first.
+    # Over so many iterations the problems of self-play grow from those of the fewest steps to all (a curriculum; a
+    # problem has as many steps as the task's own solution of it); 0 poses all of them from the first.
     curriculum_iterations: int = 0
     # A problem's text, or of a question its beginning: train and validate on it alone, to see whether learning works.
     overfit: str = ""

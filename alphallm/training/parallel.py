@@ -5,7 +5,9 @@ host gives and gets the arrays of its own devices: what is replicated and what i
 local devices.
 """
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,12 +17,32 @@ from alphallm.training import hosts
 from alphallm.training.learner import AXIS
 
 
+def num_cores() -> int:
+    """How many cores this process may use: fewer than the machine has where it was pinned to some (taskset)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_cores_as_devices(count: int):
     """Makes JAX see the CPU as `count` devices, unless XLA_FLAGS already says how many."""
     name = "--xla_force_host_platform_device_count"
     present = os.environ.get("XLA_FLAGS", "")
     if name not in present:
         os.environ["XLA_FLAGS"] = f"{present} {name}={count}".strip()
+
+
+def keep_freed_memory():
+    """Makes glibc keep the buffers that XLA's CPU backend frees; on other systems it does nothing.
+
+    By default a large one goes back to the kernel and is cleared, page by page, when it is asked for again: a fifth of
+    a learner's step (docs/profiling.md). The process keeps the most memory that it ever used.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
+            mallopt(parameter, value)
 
 
 def pmap(function: Callable, donate: Sequence[int] = ()) -> Callable:

@@ -6,6 +6,7 @@ So a resumed run draws what an unbroken one would have drawn, on any number of d
 
 import dataclasses
 import functools
+import math
 from typing import TypeVar
 
 import jax
@@ -23,7 +24,7 @@ from alphallm.training.targets import Row
 from alphallm.types import Problem
 
 # What a key is for. Never reuse a number: old runs must stay repeatable.
-INIT, WARM_START, SELF_PLAY, LEARN, ORDER, EVALUATE = range(6)
+INIT, WARM_START, SELF_PLAY, LEARN, ORDER, EVALUATE, CURRICULUM = range(7)
 
 WARM_STEPS_PER_CALL = 20  # optimizer steps of the warm start in one compiled call.
 
@@ -56,20 +57,22 @@ def learning_rate(config: Config) -> optax.Schedule:
 def problem_order(config: Config, iteration: int, length_N: np.ndarray) -> np.ndarray:
     """Indices of an iteration's problems: epoch after epoch, each shuffled anew, without gaps between epochs.
 
-    `length_N` is how many steps each problem needs. A curriculum has as many stages of equal length as there are
-    lengths, and each stage adds the problems of the next one and begins its epochs anew.
+    `length_N` is how many steps each problem needs. Of a curriculum's i-th iteration of C the problems are drawn from
+    the shortest i / C of all, but from a batch at least.
     """
-    batch, over = config.training.problems_per_iteration, config.training.curriculum_iterations
-    lengths = np.unique(length_N)
-    begins = np.arange(len(lengths)) * over // len(lengths)  # the first iteration of each stage.
-    stage = np.searchsorted(begins, iteration, side="right") - 1
-    posed = np.flatnonzero(length_N <= lengths[stage])
-    places = np.arange(batch) + (iteration - begins[stage]) * batch
+    batch, grows_over = config.training.problems_per_iteration, config.training.curriculum_iterations
+    num_problems = len(length_N)
+    if iteration < grows_over:
+        posed = max(batch, math.ceil(num_problems * (iteration + 1) / grows_over))
+        shortest = np.argsort(length_N, kind="stable")[:posed]
+        shuffled = np.random.default_rng([config.seed, CURRICULUM, iteration]).permutation(shortest)
+        return np.resize(shuffled, batch)
+    places = np.arange(iteration * batch, (iteration + 1) * batch)
     order = np.empty(batch, np.int64)
-    for epoch in np.unique(places // len(posed)):
-        here = places // len(posed) == epoch
-        shuffled = np.random.default_rng([config.seed, ORDER, int(epoch)]).permutation(posed)
-        order[here] = shuffled[places[here] % len(posed)]
+    for epoch in np.unique(places // num_problems):
+        here = places // num_problems == epoch
+        shuffled = np.random.default_rng([config.seed, ORDER, int(epoch)]).permutation(num_problems)
+        order[here] = shuffled[places[here] % num_problems]
     return order
 
 

@@ -135,7 +135,7 @@ def main(arguments: list[str], overrides: dict[str, str]) -> None:
     from alphallm.training.loop import train
 
     config = apply_overrides(load_config(options.config), overrides)
-    parallel.use_cores_as_devices(options.cpu_devices or command.best_device_count(config, command.os.cpu_count() or 1))
+    parallel.use_cores_as_devices(options.cpu_devices or command.best_device_count(config, parallel.num_cores()))
     train(config, options.workdir, make_trainer=BestOfNTrainer)
 
 

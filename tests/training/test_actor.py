@@ -211,13 +211,20 @@ def test_every_epoch_has_every_problem_once():
     assert (order[:10] != order[10:]).any()
 
 
-def test_a_curriculum_adds_the_problems_of_the_next_length():
-    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, curriculum_iterations=7))
-    lengths = np.array([6, 2, 4, 6, 2, 6, 4])
-    order = [problem_order(config, i, lengths) for i in range(20)]
-    for stage, (first, end) in enumerate([(0, 2), (2, 4), (4, 20)]):
-        posed = np.flatnonzero(lengths <= 2 * stage + 2)
-        drawn = np.concatenate(order[first:end])
-        assert set(drawn) == set(posed)
-        for epoch in range(len(drawn) // len(posed)):
-            np.testing.assert_array_equal(np.sort(drawn[epoch * len(posed) :][: len(posed)]), posed)
+def test_a_curriculum_grows_from_the_shortest_problems_to_all():
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, curriculum_iterations=4))
+    lengths = np.array([6, 2, 4, 6, 2, 6, 4, 2, 4, 6, 6, 6])
+    for iteration, posed in enumerate([LANES, 6, 9]):
+        order = problem_order(config, iteration, lengths)
+        assert len(set(order)) == len(order) == LANES  # none twice while there are enough.
+        assert max(lengths[order]) <= sorted(lengths)[posed - 1]
+    drawn = {i: sum(i in problem_order(replaced(config, seed), 2, lengths) for seed in range(100)) for i in range(12)}
+    assert min(drawn[i] for i in np.argsort(lengths, kind="stable")[:9]) > 20
+    after = [problem_order(config, i, lengths) for i in range(4, 8)]
+    np.testing.assert_array_equal(after, [problem_order(CONFIG, i, lengths) for i in range(4, 8)])
+    few = problem_order(config, 0, lengths[: LANES - 1])
+    assert set(few) == set(range(LANES - 1)) and len(few) == LANES
+
+
+def replaced(config: Config, seed: int) -> Config:
+    return dataclasses.replace(config, seed=seed)

@@ -72,6 +72,15 @@ def test_trees_of_a_step_divide_the_lanes_or_are_a_multiple():
             loop.check(apply_overrides(CONFIG, {"training.trees_per_step": trees}))
 
 
+def test_a_curriculum_goes_by_the_steps_of_worked_solutions():
+    solved = types.SimpleNamespace(name="knight", solutions=lambda row, limit: [["step"] * row][:limit])
+    np.testing.assert_array_equal(loop.problem_lengths(solved, [3, 1, 2], differ=True), [3, 1, 2])
+    np.testing.assert_array_equal(loop.problem_lengths(solved, [3, 1, 2], differ=False), [0, 0, 0])
+    unsolved = types.SimpleNamespace(name="knight", solutions=lambda row, limit: [])
+    with pytest.raises(UserError, match="curriculum_iterations .* the task knight has none for some: set it to 0"):
+        loop.problem_lengths(unsolved, [3], differ=True)
+
+
 def states_equal(one, other):
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
