@@ -52,7 +52,10 @@ def main(arguments: list[str], overrides: dict[str, str]):
 
 def best_device_count(config, cores: int) -> int:
     """The most devices, up to one a core, that the config's batches divide by."""
-    batches = math.gcd(config.training.problems_per_iteration, config.warm_start.batch_size)
+    training, parts = config.training, config.optimizer.micro_batches
+    batches = math.gcd(
+        training.problems_per_iteration, config.warm_start.batch_size // parts, training.trees_per_step // parts
+    )
     return max(count for count in range(1, max(1, cores) + 1) if batches % count == 0)
 
 

@@ -153,3 +153,16 @@ class Past:
 
     keys_values: KeyValues
     mask_BXS: jax.Array  # bool: True where new position x may attend to cached position s. X may be 1 (all alike).
+
+
+@pytree
+class Branches:
+    """Who attends to whom among X new positions of which the last J * L are J short texts that go on from the others.
+
+    A branch attends to shared positions and to itself; what comes before the branches attends to shared positions, its
+    own among them. That is X * (S + L) scores, where a mask over all pairs has X * X.
+    """
+
+    shared_BS: jax.Array  # int32: the new positions that may be attended to from outside their branch.
+    mask_BXS: jax.Array  # bool: True where position x may attend to shared position s.
+    own_JLL: jax.Array  # bool: the same within each branch.

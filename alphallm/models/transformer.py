@@ -20,7 +20,7 @@ from flax import nnx
 from jax import lax
 
 from alphallm.errors import check_range
-from alphallm.types import KeyValues, Past, pytree
+from alphallm.types import Branches, KeyValues, Past, pytree
 
 _MASKED = -1e30  # Finite: a query that may attend to nothing gives numbers, not NaN.
 
@@ -161,21 +161,24 @@ class Transformer(nnx.Module):
         self.value_bias = nnx.Param(jnp.zeros(()))
 
     def trunk(
-        self, tokens_BX: jax.Array, positions_BX: jax.Array, mask_BXX: jax.Array | None, past: Sequence[Past] = ()
+        self,
+        tokens_BX: jax.Array,
+        positions_BX: jax.Array,
+        mask_BXX: jax.Array | Branches | None,
+        past: Sequence[Past] = (),
     ) -> Hidden:
         """Runs the layers over X new positions.
 
         Args:
           tokens_BX: the new tokens.
           positions_BX: their positions in the sequence, for the rotary embedding; any order, repeats allowed.
-          mask_BXX: True where new position x (second axis) may attend to new position (third axis); None lets each
-            attend to itself alone.
+          mask_BXX: True where new position x (second axis) may attend to new position (third axis); `Branches` says the
+            same of texts that branch, and None lets each position attend to itself alone.
           past: cached blocks to attend to as well, each with its own mask.
         """
         dtype = jnp.dtype(self.config.dtype)
         cos_BX1C, sin_BX1C = _rotary(positions_BX, _frequencies(self.config), dtype)
-        alone = mask_BXX is None
-        masks = [p.mask_BXS for p in past] + [jnp.ones((1, 1, 1), bool) if mask_BXX is None else mask_BXX]
+        masks = [p.mask_BXS for p in past] + _masks(mask_BXX, tokens_BX.shape[1])
         bias = [jnp.where(m[:, None, None], 0.0, _MASKED) for m in masks]
 
         # Activations are [B * X, E] matrices: weight gradients are then plain products, without a transposed copy.
@@ -185,7 +188,7 @@ class Transformer(nnx.Module):
             layer, cached = layer_and_past
             layer = jax.tree.map(lambda p: p.astype(dtype), layer)
             normed = _rms_norm(x_RE, layer["attention_norm"], self.config.norm_epsilon)
-            attended, keys_values = self._attention(layer, normed, cos_BX1C, sin_BX1C, cached, bias, alone)
+            attended, keys_values = self._attention(layer, normed, cos_BX1C, sin_BX1C, cached, bias, mask_BXX)
             x_RE = x_RE + attended
             normed = _rms_norm(x_RE, layer["mlp_norm"], self.config.norm_epsilon)
             with jax.named_scope("mlp"):
@@ -200,7 +203,7 @@ class Transformer(nnx.Module):
         return Hidden(x_RE.reshape(*tokens_BX.shape, -1), keys_values)
 
     @jax.named_scope("attention")
-    def _attention(self, layer, x_RE, cos_BX1C, sin_BX1C, cached, bias, alone: bool):
+    def _attention(self, layer, x_RE, cos_BX1C, sin_BX1C, cached, bias, mask_BXX):
         config = self.config
         b, x = cos_BX1C.shape[:2]
         g, c = config.num_kv_heads, config.head_dim
@@ -221,7 +224,7 @@ class Transformer(nnx.Module):
         heads = config.num_heads // g
         q_BGHXC = q.reshape(b, x, g, heads, c).transpose(0, 2, 3, 1, 4) * c**-0.5
         new = KeyValues(k_BGXC, v_BGXC)
-        blocks = [*cached, jax.tree.map(lambda y: y[..., None, :], new) if alone else new]
+        blocks = [*cached, *_blocks(mask_BXX, new)]
         scores = [_scores(q_BGHXC, kv.keys) + m for kv, m in zip(blocks, bias, strict=True)]
         weights = jax.nn.softmax(_widened(jnp.concatenate(scores, -1)), -1).astype(v.dtype)
         parts, start = [], 0
@@ -261,21 +264,54 @@ class Transformer(nnx.Module):
         return h @ self.value_out[...] + self.value_bias[...]
 
 
+def _masks(mask_BXX, x: int) -> list[jax.Array]:
+    """The masks [B or 1, X or 1, S] of the blocks that `_blocks` makes of new positions."""
+    if mask_BXX is None:
+        return [jnp.ones((1, 1, 1), bool)]
+    if not isinstance(mask_BXX, Branches):
+        return [mask_BXX]
+    own = mask_BXX.own_JLL.reshape(-1, mask_BXX.own_JLL.shape[-1])
+    return [mask_BXX.mask_BXS, jnp.pad(own, ((x - len(own), 0), (0, 0)))[None]]
+
+
+def _blocks(mask_BXX, new: KeyValues) -> list[KeyValues]:
+    """Keys and values [B, G, X, C] of new positions, as those that attend to them share them."""
+    if mask_BXX is None:
+        return [jax.tree.map(lambda y: y[..., None, :], new)]
+    if not isinstance(mask_BXX, Branches):
+        return [new]
+    num, size = mask_BXX.own_JLL.shape[:2]
+    shared = jax.tree.map(lambda y: jnp.take_along_axis(y, mask_BXX.shared_BS[:, None, :, None], 2), new)
+    own = jax.tree.map(lambda y: y[:, :, -num * size :].reshape(*y.shape[:2], num, size, -1), new)
+    return [shared, own]
+
+
 def _scores(q_BGHXC, keys):
-    """[B, G, H, X, S]: of keys `[B, G, S, C]` that all X share, or `[B, G, X, S, C]` that are each one's own."""
-    if keys.ndim == 5:
-        return jnp.sum(q_BGHXC[..., None, :] * keys[:, :, None], -1)
-    # All query heads of a key-value head form one matrix: each block of keys is read once, by one product.
+    """[B, G, H, X, S]: of keys `[B, G, S, C]` that all X share, or `[B, G, X, S, C]` that are each one's own, or
+    `[B, G, J, S, C]` that each of the last J * S has in common with its branch (0 for the others).
+    """
     b, g, h, x, c = q_BGHXC.shape
-    return jnp.einsum("bgrc,bgsc->bgrs", q_BGHXC.reshape(b, g, h * x, c), keys).reshape(b, g, h, x, -1)
+    if keys.ndim == 4:
+        # All query heads of a key-value head form one matrix: each block of keys is read once, by one product.
+        return jnp.einsum("bgrc,bgsc->bgrs", q_BGHXC.reshape(b, g, h * x, c), keys).reshape(b, g, h, x, -1)
+    j, s = keys.shape[2:4]
+    if j == x:
+        return jnp.sum(q_BGHXC[..., None, :] * keys[:, :, None], -1)
+    scores = jnp.einsum("bghjlc,bgjsc->bghjls", q_BGHXC[..., -j * s :, :].reshape(b, g, h, j, s, c), keys)
+    return jnp.pad(scores.reshape(b, g, h, j * s, s), ((0, 0), (0, 0), (0, 0), (x - j * s, 0), (0, 0)))
 
 
 def _weighted_sum(weights_BGHXS, values):
     """[B, G, H, X, C]: of values with the axes of `_scores`' keys."""
-    if values.ndim == 5:
-        return jnp.sum(weights_BGHXS[..., None] * values[:, :, None], -2)
     b, g, h, x, s = weights_BGHXS.shape
-    return jnp.einsum("bgrs,bgsc->bgrc", weights_BGHXS.reshape(b, g, h * x, s), values).reshape(b, g, h, x, -1)
+    if values.ndim == 4:
+        return jnp.einsum("bgrs,bgsc->bgrc", weights_BGHXS.reshape(b, g, h * x, s), values).reshape(b, g, h, x, -1)
+    j = values.shape[2]
+    if j == x:
+        return jnp.sum(weights_BGHXS[..., None] * values[:, :, None], -2)
+    weights = weights_BGHXS[..., -j * s :, :].reshape(b, g, h, j, s, s)
+    summed = jnp.einsum("bghjls,bgjsc->bghjlc", weights, values).reshape(b, g, h, j * s, -1)
+    return jnp.pad(summed, ((0, 0), (0, 0), (0, 0), (x - j * s, 0), (0, 0)))
 
 
 def _wide(dtype):

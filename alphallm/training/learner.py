@@ -17,7 +17,7 @@ from alphallm.decode import causal_mask
 from alphallm.models import LanguageModel, lora
 from alphallm.training.config import Config, OptimizerConfig
 from alphallm.training.targets import Row
-from alphallm.types import Tool, pytree
+from alphallm.types import Branches, Tool, pytree
 
 AXIS = "data"
 
@@ -294,40 +294,52 @@ def compact(chain: Chain, tool: Tool | None = None):
 
 
 def pack(rows: Row):
-    """Tokens and positions [R, T], and who attends to whom [R, T, T], of prompts and all nodes' candidates behind them.
+    """Tokens and positions [R, T], and who attends to whom, of prompts and all nodes' candidates behind them.
 
     A candidate attends to the prompt, to the steps on the way to its node, and to itself.
     """
     num_rows, num_prompt = rows.prompt_P.shape
     _, num_nodes, num, max_length = rows.tokens_MKL.shape
-    num_steps = num_nodes * num
-    on_way_RMJ = jax.vmap(functools.partial(_ways, num=num))(rows.parent_M, rows.action_M)
-    length_RJ = rows.length_MK.reshape(num_rows, num_steps)
-    start_RM = rows.prompt_length[:, None] + jnp.einsum("rmj,rj->rm", on_way_RMJ.astype(jnp.int32), length_RJ)
-    start_RJ = jnp.repeat(start_RM, num, 1)
-    attends_RJJ = jnp.repeat(on_way_RMJ, num, 1) | jnp.eye(num_steps, dtype=bool)[None]
+    way_RMM = jax.vmap(_ways)(rows.parent_M)
+    # The step that leads to a node: a candidate of its parent. The root's is never on a way.
+    step_RM = jnp.maximum(rows.parent_M * num + rows.action_M, 0)
+    length_RM = jnp.take_along_axis(rows.length_MK.reshape(num_rows, -1), step_RM, 1)
+    start_RM = rows.prompt_length[:, None] + jnp.einsum("rmn,rn->rm", way_RMM.astype(jnp.int32), length_RM)
     slot_P, slot_L = jnp.arange(num_prompt)[None], jnp.arange(max_length)[None, None]
+    position_RML = jnp.repeat(start_RM, num, 1)[..., None] + slot_L
+    tokens, positions = (
+        jnp.concatenate([of_prompts, of_steps.reshape(num_rows, -1)], 1)
+        for of_prompts, of_steps in (
+            (rows.prompt_P, rows.tokens_MKL),
+            (jnp.broadcast_to(slot_P, rows.prompt_P.shape), position_RML),
+        )
+    )
+    # Shared are the prompt and the step that leads to each node but the root.
+    step_RN, length_RN, way_RMN = step_RM[:, 1:], length_RM[:, 1:], way_RMM[..., 1:]
+    shared_RNL = num_prompt + step_RN[..., None] * max_length + slot_L
+    shared = jnp.concatenate([positions[:, :num_prompt], shared_RNL.reshape(num_rows, -1)], 1)
+    real_RP = slot_P < rows.prompt_length[:, None]
+    of_way_RMNL = way_RMN[..., None] & (slot_L < length_RN[..., None])[:, None]
+    by_node_RMS = jnp.concatenate(
+        [
+            jnp.broadcast_to(real_RP[:, None], (num_rows, num_nodes, num_prompt)),
+            of_way_RMNL.reshape(num_rows, num_nodes, -1),
+        ],
+        -1,
+    )
+    of_prompt_RPS = jnp.pad(
+        jnp.tri(num_prompt, dtype=bool)[None] & real_RP[:, None], ((0, 0), (0, 0), (0, shared_RNL[0].size))
+    )
+    mask = jnp.concatenate([of_prompt_RPS, jnp.repeat(by_node_RMS, num * max_length, 1)], 1)
+    own = jnp.broadcast_to(jnp.tri(max_length, dtype=bool), (num_nodes * num, max_length, max_length))
+    return tokens, positions, Branches(shared, mask, own)
 
-    def join(of_prompts, of_steps):
-        return jnp.concatenate([jnp.broadcast_to(of_prompts, rows.prompt_P.shape), of_steps.reshape(num_rows, -1)], 1)
 
-    tokens = join(rows.prompt_P, rows.tokens_MKL)
-    positions = join(slot_P, start_RJ[..., None] + slot_L)
-    real = join(slot_P < rows.prompt_length[:, None], slot_L < length_RJ[..., None])
-    related = jnp.repeat(jnp.repeat(attends_RJJ, max_length, 1), max_length, 2)
-    related = jnp.pad(related, ((0, 0), (num_prompt, 0), (num_prompt, 0)), constant_values=True)
-    # A step stands behind those on the way to it, since a node stands behind its parent.
-    earlier = jnp.tri(tokens.shape[1], dtype=bool)
-    return tokens, positions, real[:, None] & earlier[None] & related
+def _ways(parent_M) -> jax.Array:
+    """Bool [M, M]: whether node n is on the way from the root, which is not, to node m, or m itself."""
+    itself = jnp.diag(parent_M >= 0)
 
+    def add(m, way_MM):
+        return way_MM.at[m].set(itself[m] | (way_MM[parent_M[m]] & (parent_M[m] >= 0)))
 
-def _ways(parent_M, action_M, num: int):
-    """Bool [M, M * num]: whether candidate k of node m, at m * num + k, is on the way to a node."""
-    num_nodes = parent_M.shape[0]
-    last_MJ = jnp.arange(num_nodes * num)[None] == (parent_M * num + action_M)[:, None]
-    not_root_M = parent_M >= 0
-
-    def add(m, way_MJ):
-        return way_MJ.at[m].set((last_MJ[m] | way_MJ[parent_M[m]]) & not_root_M[m])
-
-    return lax.fori_loop(1, num_nodes, add, jnp.zeros(last_MJ.shape, bool))
+    return lax.fori_loop(1, len(parent_M), add, jnp.zeros_like(itself))

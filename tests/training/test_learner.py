@@ -125,16 +125,19 @@ def test_score_is_unchanged_by_padding():
 
 def test_a_step_attends_to_the_prompt_the_way_to_it_and_itself():
     rows = make_rows()
-    tokens, positions, mask = jax.device_get(learner.pack(rows))
-    assert mask.shape == (R, P + M * K * L, P + M * K * L)
+    tokens, positions, branches = jax.device_get(learner.pack(rows))
+    assert branches.mask_BXS.shape == (R, P + M * K * L, P + (M - 1) * L)
     slot = lambda m, k, i: P + (m * K + k) * L + i
     for r, m in np.ndindex(R, M):
         prefix = prefix_of(rows, r, m)
         for k in range(K - 1):
             step = step_of(rows, r, m, k)
             for i in range(len(step)):
-                at = slot(m, k, i)
-                seen = np.flatnonzero(mask[r, at])
+                before = branches.shared_BS[r, branches.mask_BXS[r, slot(m, k, i)]]
+                within = slot(m, k, 0) + np.flatnonzero(branches.own_JLL[m * K + k, i])
+                seen = sorted(np.concatenate([before, within]))
+                assert len(set(seen)) == len(seen)
+                seen = sorted(seen, key=lambda at: positions[r, at])
                 assert list(tokens[r, seen]) == prefix + step[: i + 1]
                 assert list(positions[r, seen]) == list(range(len(prefix) + i + 1))
 
