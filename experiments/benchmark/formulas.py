@@ -49,6 +49,11 @@ class Work:
         return self.prompt + self.row_nodes * self.row_candidates * self.step
 
     @property
+    def row_shared(self) -> int:
+        """Those of them that others attend to: the prompt, and the steps that lead to nodes."""
+        return self.prompt + (self.row_nodes - 1) * self.step
+
+    @property
     def width(self) -> int:
         """Bytes of an activation or a cached number."""
         return 2 if self.model.dtype in ("bfloat16", "float16") else 4
@@ -195,8 +200,9 @@ def learn_flops(work: Work) -> float:
     # activations, and that of the weights that are trained.
     of_weights = low_rank if lora else each
     of_matrices = 2 * (3 * (each + low_rank) - down + of_weights)
-    trunk = positions * layers * (of_matrices + 4 * _attention(model, work.row_tokens))
     scored = work.rows * work.row_nodes * work.row_candidates * work.step
+    attention = positions * _attention(model, work.row_shared) + scored * _attention(model, work.step)
+    trunk = layers * (positions * of_matrices + 4 * attention)
     table, head = work.vocabulary * model.width, lora_head(model, work.vocabulary)
     logits = 2 * scored * (2 * (table + head) + (head if lora else table))
     value = 3 * value_flops(work, work.rows * work.row_nodes * (work.row_candidates + 1))
@@ -264,7 +270,8 @@ def activation_bytes(work: Work) -> int:
     model, rows = work.model, work.rows // work.micro_batches
     inputs = model.num_layers * rows * work.row_tokens * model.width * work.width
     logits = 4 * rows * work.row_nodes * work.row_candidates * work.step * work.vocabulary * 4
-    scores = (2 * model.num_heads + 1) * rows * work.row_tokens**2 * 4  # and the mask, as numbers to add
+    # And the mask, as numbers to add.
+    scores = (2 * model.num_heads + 1) * rows * work.row_tokens * (work.row_shared + work.step) * 4
     inner = scores + 10 * rows * work.row_tokens * model.hidden_dim * work.width
     return inputs + max(logits, inner)
 

@@ -7,7 +7,7 @@ import pytest
 
 from alphallm.decode import causal_mask
 from alphallm.models import LanguageModel, ModelConfig
-from alphallm.types import KeyValues, Past
+from alphallm.types import Branches, KeyValues, Past
 
 V, P, L = 11, 6, 4
 SMALL = {"num_layers": 2, "width": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_dim": 24}
@@ -157,5 +157,32 @@ def test_slots_of_a_positions_own_are_shared_ones_that_a_mask_keeps_apart(varian
     one = model.trunk(params, tokens, positions_of(tokens), None, [Past(own, there)])
     other = model.trunk(params, tokens, positions_of(tokens), itself, [Past(shared, apart)])
     tolerance = 0.05 if config.dtype == "bfloat16" else 1e-5
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "one kv head", "bfloat16"])
+def test_branches_are_a_mask_over_all_pairs(variant):
+    model, params = make(**VARIANTS[variant])
+    rng = np.random.default_rng(5)
+    batch, before, num, size, others = 3, 5, 4, 3, 6
+    new = before + num * size
+    tokens = jnp.asarray(rng.integers(0, V, (batch, new)))
+    shared = np.stack([rng.permutation(new)[:others] for _ in range(batch)])
+    seen = rng.random((batch, new, others)) < 0.5
+    branch = np.where(np.arange(new) < before, -1, (np.arange(new) - before) // size)
+    seen &= (branch[shared][:, None] != branch[None, :, None]) | (branch < 0)[None, :, None]  # its own are apart.
+    own = rng.random((num, size, size)) < 0.5
+    own[:, range(size), range(size)] = True
+    seen[:, :before] |= np.arange(others) == 0  # whoever attends to nothing attends to rubbish.
+    pairs = np.zeros((batch, new, new), bool)
+    for b, x, s in np.argwhere(seen):
+        pairs[b, x, shared[b, s]] = True
+    for j, x, y in np.argwhere(own):
+        pairs[:, before + j * size + x, before + j * size + y] = True
+
+    one = model.trunk(params, tokens, positions_of(tokens), Branches(shared, jnp.asarray(seen), jnp.asarray(own)))
+    other = model.trunk(params, tokens, positions_of(tokens), jnp.asarray(pairs))
+    tolerance = 0.05 if variant == "bfloat16" else 1e-5
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance, rtol=tolerance)
