@@ -57,20 +57,13 @@ def metrics(tree, planned: targets.Planned, rows: targets.Row) -> dict[str, jax.
     }
 
 
-def random_play(task, problem: Problem, key: jax.Array, begun: Chain | None = None, num_begun=0) -> Chain:
-    """One chain of uniformly drawn legal steps for one problem: what the rules alone can show.
-
-    The first `num_begun` steps are those of `begun`.
-    """
+def random_play(task, problem: Problem, key: jax.Array) -> Chain:
+    """One chain of uniformly drawn legal steps for one problem: what the rules alone can show."""
 
     def play(state, level):
         steps = task.legal_steps(state)
         choice = jax.random.categorical(jax.random.fold_in(key, level), jnp.where(steps.valid_A, 0.0, -jnp.inf))
         tokens, length = steps.tokens_AL[choice], jnp.where(jnp.any(steps.valid_A), steps.length_A[choice], 0)
-        if begun is not None:
-            given = level < num_begun
-            tokens = jnp.where(given, begun.tokens_DL[level], tokens)
-            length = jnp.where(given, begun.length_D[level], length)
         transition = task.step(state, tokens, length)
         return transition.state, (tokens, length, transition.reward)
 
@@ -78,10 +71,3 @@ def random_play(task, problem: Problem, key: jax.Array, begun: Chain | None = No
     # A chain without a legal step ends there.
     length_D = jnp.where(jnp.cumprod(length_D > 0) > 0, length_D, 0)
     return Chain(problem.tokens_P, problem.length, tokens_DL, length_D, jnp.max(reward_D))
-
-
-def detour(task, problem: Problem, solution: Chain, key: jax.Array) -> tuple[Chain, jax.Array]:
-    """A solution that random legal play leaves after some step, drawn evenly; and after how many."""
-    num_steps = jnp.sum(solution.length_D > 0)
-    left_after = jax.random.randint(jax.random.fold_in(key, task.max_steps), (), 0, num_steps)
-    return random_play(task, problem, key, solution, left_after), left_after

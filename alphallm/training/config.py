@@ -20,9 +20,6 @@ class WarmStartConfig:
     num_steps: int = 800
     batch_size: int = 256  # chains, or sequences of packed solutions, over all devices.
     sequence_tokens: int = 0  # "solutions": of a sequence they are packed into; 0 takes those of the longest one.
-    # "solutions": the value head learns besides from what random legal play makes of them from a random step on. Of
-    # right steps alone it learns that all steps are right, and self-play that trusts it undoes what was imitated.
-    detours: bool = False
 
     def __post_init__(self):
         check_range(self, 0, math.inf, "num_steps", "sequence_tokens")

@@ -10,9 +10,8 @@ from absl import logging
 
 from alphallm.errors import UserError
 from alphallm.tasks.base import Task
-from alphallm.tasks.data import load_problems
-from alphallm.training.learner import Chain, Packed
-from alphallm.types import Problem, Tool
+from alphallm.training.learner import Packed
+from alphallm.types import Tool
 
 _SOLUTIONS_PER_PROBLEM = 20
 _OPEN = 64  # sequences that still have room and are tried for the next solution.
@@ -40,19 +39,6 @@ def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int, forms: 
         raise UserError(f"The task {task.name} has no worked solutions to start from: use another warm_start.data.")
     order = np.random.default_rng(seed).permutation(len(fitting))
     return pack([fitting[i] for i in order], size, task.vocabulary.pad)
-
-
-def solved(task: Any, rows: Sequence[Any]) -> tuple[Problem, Chain]:
-    """The problems of a split's rows, and one solution of each: host arrays [N, ...]. Rows without one are left out."""
-    found = [(row, steps[0]) for row in rows if (steps := task.solutions(row, 1)) and len(steps[0]) <= task.max_steps]
-    problems = load_problems(task, [row for row, _ in found])
-    tokens = np.full((len(found), task.max_steps, task.max_step), task.vocabulary.pad, np.int32)
-    length = np.zeros(tokens.shape[:2], np.int32)
-    for i, (_, steps) in enumerate(found):
-        for j, step in enumerate(steps):
-            tokens[i, j, : len(step)], length[i, j] = step, len(step)
-    fields: list[Any] = [problems.tokens_P, problems.length, tokens, length, np.ones(len(found), np.float32)]
-    return problems, Chain(*fields)
 
 
 def _prompts(task: Any, rows: Sequence[Any]) -> Iterator[tuple[list[int], Any]]:

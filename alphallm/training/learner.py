@@ -219,28 +219,14 @@ def chain_loss(
     model: LanguageModel, params, chain: Chain, value_weight: float, discount: float = 1.0, axis: str | None = None
 ):
     """Loss of whole demonstrated chains [R, ...]: next-token for their steps, value at the prompt's and steps' ends."""
+    mean = functools.partial(losses.masked_mean, axis=axis)
     hidden, next_log_prob, tokens, is_step, is_end, real = _chain_pass(model, params, chain)
-    policy = -losses.masked_mean(next_log_prob, is_step[:, 1:], axis)
-    value = _outcome_loss(model, params, chain, hidden, is_end & real, is_end & real, discount, axis)
-    return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
-
-
-def detour_loss(
-    model: LanguageModel, params, chain: Chain, left_after_R: jax.Array, discount: float, axis: str | None = None
-):
-    """The value loss of chains [R, ...] at the ends of the steps after the first `left_after_R` of each."""
-    hidden, _, _, _, is_end, real = _chain_pass(model, params, chain)
+    policy = -mean(next_log_prob, is_step[:, 1:])
     is_end &= real
-    # The prompt's end is the first of them.
-    counted = is_end & (jnp.cumsum(is_end, 1) > left_after_R[:, None] + 1)
-    return _outcome_loss(model, params, chain, hidden, is_end, counted, discount, axis)
-
-
-def _outcome_loss(model, params, chain, hidden, is_end, counted, discount: float, axis: str | None):
-    """The value head's loss on the chains' discounted outcomes, at those of their ends that are counted."""
     steps_left = jnp.sum(is_end, 1, keepdims=True) - jnp.cumsum(is_end, 1)
     outcome = chain.outcome[:, None] * discount ** jnp.maximum(steps_left - 1, 0)
-    return losses.masked_mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), counted, axis)
+    value = mean(losses.binary_cross_entropy(model.value_logit(params, hidden), outcome), is_end)
+    return policy + value_weight * value, {"loss/policy": policy, "loss/value": value}
 
 
 def packed_loss(

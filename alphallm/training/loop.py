@@ -24,7 +24,7 @@ from alphallm.training import actor, hosts, learner, parallel, replay, run_folde
 from alphallm.training import steps as steps_lib
 from alphallm.training.checkpoints import Checkpoints
 from alphallm.training.config import Config
-from alphallm.training.demonstrations import demonstrations, solved
+from alphallm.training.demonstrations import demonstrations
 from alphallm.training.steps import WARM_STEPS_PER_CALL, Steps, key_for
 from alphallm.training.validation import Validation
 from alphallm.types import Problem, pytree
@@ -98,8 +98,7 @@ class Trainer:
         # Self-play will show each problem in other forms as well; more of them than are drawn would be for nothing.
         drawn = -(-warm_start.num_steps * warm_start.batch_size // len(rows))
         forms = min(_MOST_FORMS, drawn) if self.config.training.augment else 1
-        packed = demonstrations(self.task, rows, warm_start.sequence_tokens, self.config.seed, forms)
-        return (packed, *solved(self.task, rows)) if warm_start.detours else packed
+        return demonstrations(self.task, rows, warm_start.sequence_tokens, self.config.seed, forms)
 
     def _iterate(self, state: State, iteration: int):
         self._source = None
@@ -368,11 +367,6 @@ def check(config: Config):
         raise UserError(
             f"The task {task.name} lists no legal steps: set warm_start.data to solutions or none, and search.proposer "
             "and search.root_proposer to others than listed."
-        )
-    if config.warm_start.detours and not (config.warm_start.data == "solutions" and task.max_legal_steps):
-        raise UserError(
-            "warm_start.detours leaves worked solutions by other legal steps: it wants warm_start.data=solutions and a "
-            f"task that lists its legal steps; here data is {config.warm_start.data} and the task {task.name}."
         )
     candidates = max(config.search.root_width, task.max_legal_steps if lists else 0)
     if config.targets.policy == "candidates" and config.targets.candidates_per_node < candidates:

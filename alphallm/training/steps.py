@@ -7,7 +7,7 @@ So a resumed run draws what an unbroken one would have drawn, on any number of d
 import dataclasses
 import functools
 import math
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import lax
 from alphallm.models import LanguageModel
 from alphallm.training import actor, learner, parallel, replay
 from alphallm.training.config import Config
-from alphallm.training.learner import AXIS, Chain, Learner, Packed
+from alphallm.training.learner import AXIS, Learner, Packed
 from alphallm.training.replay import Replay
 from alphallm.training.targets import Row
 from alphallm.types import Problem
@@ -76,7 +76,7 @@ def problem_order(config: Config, iteration: int, length_N: np.ndarray) -> np.nd
     return order
 
 
-_Drawn = TypeVar("_Drawn", Row, Packed, Chain)
+_Drawn = TypeVar("_Drawn", Row, Packed)
 
 
 class Steps:
@@ -93,46 +93,27 @@ class Steps:
     def _warm_start(self, state: Learner, source, lane_B, key):
         """`WARM_STEPS_PER_CALL` optimizer steps on demonstrations.
 
-        `source` holds all training problems (random play), all packed solutions, or with detours these and all problems
-        with a solution of each; the same on each device.
+        `source` holds all training problems (random play) or all packed solutions, the same on each device.
         """
         config = self.config
-        weight, discount = config.training.value_weight, config.search.discount
-
-        def draw(source, keys):
-            size = jax.tree.leaves(source)[0].shape[0]
-            index = jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
-            return jax.tree.map(lambda x: x[index], source)
 
         def step(state, i):
             keys = lane_keys(jax.random.fold_in(key, i), lane_B)
-            chosen: Any
-            if isinstance(source, Problem):
-                chosen = self._augment(draw(source, keys), keys)
-                chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
-                loss = lambda p, part: learner.chain_loss(self.model, p, part, weight, discount, AXIS)
-            elif isinstance(source, Packed):
-                chosen = self._renamed(draw(source, keys), keys, "tokens_T")
+            size = jax.tree.leaves(source)[0].shape[0]
+            index = jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
+            chosen = jax.tree.map(lambda x: x[index], source)
+            weight, discount = config.training.value_weight, config.search.discount
+            if isinstance(source, Packed):
+                chosen = self._renamed(chosen, keys, "tokens_T")
                 loss = lambda p, part: learner.packed_loss(self.model, p, part, weight, discount, AXIS)
             else:
-                packed, *solved = source
-                packed = self._renamed(draw(packed, keys), keys, "tokens_T")
-                apart = jax.vmap(lambda k: jax.random.fold_in(k, 2**23))(keys)
-                problem, solution = draw(solved, apart)
-                chain, left_after = jax.vmap(functools.partial(actor.detour, self.task))(problem, solution, apart)
-                chosen = packed, self._renamed(chain, apart, "prompt_P", "tokens_DL"), left_after
-                loss = functools.partial(self._with_detours, weight=weight, discount=discount)
+                chosen = self._augment(chosen, keys)
+                chosen = jax.vmap(functools.partial(actor.random_play, self.task))(chosen, keys)
+                loss = lambda p, part: learner.chain_loss(self.model, p, part, weight, discount, AXIS)
             return learner.update(state, config.optimizer, learning_rate(config), loss, chosen)
 
         state, metrics = lax.scan(step, state, jnp.arange(WARM_STEPS_PER_CALL))
         return state, jax.tree.map(lambda x: x[-1], metrics)
-
-    def _with_detours(self, params, part, weight: float, discount: float):
-        """Imitation, whose value loss is half of the solutions and half of the ways off them."""
-        packed, chain, left_after = part
-        loss, metrics = learner.packed_loss(self.model, params, packed, weight / 2, discount, AXIS)
-        value = learner.detour_loss(self.model, params, chain, left_after, discount, AXIS)
-        return loss + weight / 2 * value, {**metrics, "loss/value_detours": value}
 
     def _augment(self, problem: Problem, key_B) -> Problem:
         if not self.config.training.augment:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -263,23 +262,6 @@ def test_chain_loss_is_that_of_the_plain_sequences():
     np.testing.assert_allclose(metrics["loss/policy"], np.mean(policy), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss/value"], np.mean(value), rtol=1e-4)
     np.testing.assert_allclose(loss, np.mean(policy) + 0.5 * np.mean(value), rtol=1e-4)
-
-
-def test_a_detour_is_judged_after_it_has_left_the_solution():
-    chain = make_chain(make_rows())
-    left_after = np.arange(R) % 2
-    total, count = 0.0, 0
-    for r in range(R):
-        tokens = list(map(int, chain.prompt_P[r, : chain.prompt_length[r]]))
-        steps = [list(map(int, t[:n])) for t, n in zip(chain.tokens_DL[r], chain.length_D[r], strict=True) if n]
-        ends = np.cumsum([len(step) for step in steps]) + len(tokens) - 1
-        _, values = plain([*tokens, *itertools.chain(*steps)])
-        for done, end in enumerate(ends, 1):
-            if done > left_after[r]:
-                p, worth = float(jax.nn.sigmoid(values[end])), chain.outcome[r] * 0.9 ** max(len(steps) - done - 1, 0)
-                total, count = total - worth * np.log(p) - (1 - worth) * np.log(1 - p), count + 1
-    loss = jax.jit(lambda p: learner.detour_loss(MODEL, p, chain, left_after, 0.9))(PARAMS)
-    np.testing.assert_allclose(loss, total / count, rtol=1e-4)
 
 
 def test_a_chain_is_worth_less_the_more_steps_it_takes():

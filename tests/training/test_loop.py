@@ -81,20 +81,6 @@ def test_a_curriculum_goes_by_the_steps_of_worked_solutions():
         loop.problem_lengths(unsolved, [3], differ=True)
 
 
-def test_detours_want_solutions_and_a_task_that_lists_its_steps(trainer):
-    with pytest.raises(UserError, match="detours .* wants warm_start.data=solutions .* data is random_play"):
-        loop.check(apply_overrides(CONFIG, {"warm_start.detours": True}))
-
-
-def test_imitation_with_detours_learns_from_both(tmp_path):
-    config = apply_overrides(
-        CONFIG, {"warm_start.data": "solutions", "warm_start.detours": True, "search.discount": 0.9}
-    )
-    started = Trainer(config)
-    _, metrics = started.tick(started.to_devices(started.initial_state()), 0)
-    assert 0 < metrics["loss/value_detours"] != metrics["loss/value"] > 0
-
-
 def states_equal(one, other):
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
