@@ -145,7 +145,8 @@ def with_simulations(task, search: SearchConfig, name: str, mode: str, simulatio
             config, policy=_POLICIES[name], commit_every=0, rollout=name in ("rollout", "rap"),
             values="likelihood" if name == "rap" else "head",
         )  # fmt: skip
-    if name == "alpha":  # The last step's candidates are finished answers: nothing is left to search below them.
+    if name == "alpha" or config.commit_every:
+        # As many shares as moves: the last step's candidates are finished answers, below which nothing is searched.
         config = dataclasses.replace(config, commit_every=-(-simulations // max(1, task.max_steps - 1)))
     if name == "search_early":
         config = dataclasses.replace(config, early_stop=True)

@@ -108,6 +108,10 @@ def test_a_search_that_commits_has_as_many_shares_as_steps_before_the_last():
     alpha = plans.plan(TASK, SEARCH, "alpha", "verified", 3000).search
     assert (alpha.policy, alpha.num_simulations, alpha.commit_every) == ("puct", 42, 21)
     assert plans.plan(TASK, alpha, "puct", "verified", 3000).search.commit_every == 0
+    # A run whose self-play commits is judged by a search that does, in shares of its own budget's size.
+    self_play = dataclasses.replace(alpha, num_simulations=8, commit_every=3)
+    judged = plans.plan(TASK, self_play, "search", "verified", 3000).search
+    assert judged.commit_every == -(-judged.num_simulations // 2) > 3
     assert plans.plan(TASK, SEARCH, "search_early", "verified", 3000).search.early_stop
 
 
