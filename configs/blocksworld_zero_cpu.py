@@ -3,9 +3,9 @@
 python -m alphallm.train --config=configs/blocksworld_zero_cpu.py --workdir=runs/blocksworld_zero_cpu
 
 No plan is shown: a warm start on random legal play, then self-play over all legal steps, as AlphaGo Zero has it. The
-test's plans have up to 6 steps, more than any that was trained on. About 40 minutes with another run beside it; expect
-12 % of the validation problems greedily at its start and 56 % at its end, by search 43 and 81 %
-(experiments/README.md).
+test's plans have up to 6 steps, more than any that was trained on. As recorded it took 40 minutes with another run
+beside it, and an iteration has become 1.7 times as fast since (experiments/LOG.md); expect 12 % of the validation
+problems greedily at its start and 56 % at its end, by search 43 and 81 % (experiments/README.md).
 """
 
 from alphallm.models import ModelConfig
