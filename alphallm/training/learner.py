@@ -192,11 +192,10 @@ def score(model: LanguageModel, params, rows: Row, tool: Tool | None = None) -> 
     """
     num_rows, num_prompt = rows.prompt_P.shape
     _, num_nodes, num, max_length = rows.tokens_MKL.shape
-    tokens, positions, mask = pack(rows)
-    hidden = model.trunk(params, tokens, positions, mask).hidden_BXE
+    tokens, positions, branches = pack(rows)
+    hidden = model.trunk(params, tokens, positions, branches).hidden_BXE
     # A node is read at the last token of the step that leads to it, the root at the prompt's.
-    step_RM = jnp.maximum(rows.parent_M * num + rows.action_M, 0)
-    step_length_RM = jnp.take_along_axis(rows.length_MK.reshape(num_rows, -1), step_RM, 1)
+    step_RM, step_length_RM = _leading_steps(rows)
     end_RM = num_prompt + step_RM * max_length + step_length_RM - 1
     last_RM = jnp.where(rows.parent_M >= 0, end_RM, rows.prompt_length[:, None] - 1)
     hidden_node = jnp.take_along_axis(hidden, last_RM[..., None], 1)
@@ -300,39 +299,36 @@ def pack(rows: Row):
     """
     num_rows, num_prompt = rows.prompt_P.shape
     _, num_nodes, num, max_length = rows.tokens_MKL.shape
+    step_RM, length_RM = _leading_steps(rows)
     way_RMM = jax.vmap(_ways)(rows.parent_M)
-    # The step that leads to a node: a candidate of its parent. The root's is never on a way.
-    step_RM = jnp.maximum(rows.parent_M * num + rows.action_M, 0)
-    length_RM = jnp.take_along_axis(rows.length_MK.reshape(num_rows, -1), step_RM, 1)
     start_RM = rows.prompt_length[:, None] + jnp.einsum("rmn,rn->rm", way_RMM.astype(jnp.int32), length_RM)
     slot_P, slot_L = jnp.arange(num_prompt)[None], jnp.arange(max_length)[None, None]
-    position_RML = jnp.repeat(start_RM, num, 1)[..., None] + slot_L
-    tokens, positions = (
-        jnp.concatenate([of_prompts, of_steps.reshape(num_rows, -1)], 1)
-        for of_prompts, of_steps in (
-            (rows.prompt_P, rows.tokens_MKL),
-            (jnp.broadcast_to(slot_P, rows.prompt_P.shape), position_RML),
-        )
-    )
-    # Shared are the prompt and the step that leads to each node but the root.
+    slot_RP = jnp.broadcast_to(slot_P, rows.prompt_P.shape)
+
+    def join(of_prompts, of_steps):
+        return jnp.concatenate([of_prompts, of_steps.reshape(num_rows, -1)], 1)
+
+    tokens = join(rows.prompt_P, rows.tokens_MKL)
+    positions = join(slot_RP, jnp.repeat(start_RM, num, 1)[..., None] + slot_L)
+    # Shared are the prompt and the steps that lead to the nodes after the root.
     step_RN, length_RN, way_RMN = step_RM[:, 1:], length_RM[:, 1:], way_RMM[..., 1:]
-    shared_RNL = num_prompt + step_RN[..., None] * max_length + slot_L
-    shared = jnp.concatenate([positions[:, :num_prompt], shared_RNL.reshape(num_rows, -1)], 1)
+    shared = join(slot_RP, num_prompt + step_RN[..., None] * max_length + slot_L)
     real_RP = slot_P < rows.prompt_length[:, None]
-    of_way_RMNL = way_RMN[..., None] & (slot_L < length_RN[..., None])[:, None]
-    by_node_RMS = jnp.concatenate(
-        [
-            jnp.broadcast_to(real_RP[:, None], (num_rows, num_nodes, num_prompt)),
-            of_way_RMNL.reshape(num_rows, num_nodes, -1),
-        ],
-        -1,
-    )
-    of_prompt_RPS = jnp.pad(
-        jnp.tri(num_prompt, dtype=bool)[None] & real_RP[:, None], ((0, 0), (0, 0), (0, shared_RNL[0].size))
-    )
-    mask = jnp.concatenate([of_prompt_RPS, jnp.repeat(by_node_RMS, num * max_length, 1)], 1)
+    on_way_RMNL = way_RMN[..., None] & (slot_L < length_RN[..., None])[:, None]
+    sees_prompt_RMP = jnp.broadcast_to(real_RP[:, None], (num_rows, num_nodes, num_prompt))
+    of_nodes_RMS = jnp.concatenate([sees_prompt_RMP, on_way_RMNL.reshape(num_rows, num_nodes, -1)], -1)
+    of_prompt_RPP = jnp.tri(num_prompt, dtype=bool)[None] & real_RP[:, None]
+    of_prompt_RPS = jnp.pad(of_prompt_RPP, ((0, 0), (0, 0), (0, shared.shape[1] - num_prompt)))
+    mask = jnp.concatenate([of_prompt_RPS, jnp.repeat(of_nodes_RMS, num * max_length, 1)], 1)
     own = jnp.broadcast_to(jnp.tri(max_length, dtype=bool), (num_nodes * num, max_length, max_length))
     return tokens, positions, Branches(shared, mask, own)
+
+
+def _leading_steps(rows: Row) -> tuple[jax.Array, jax.Array]:
+    """Which of its row's M * K steps leads to each node, and that one's length, [R, M]; rubbish for the root."""
+    num_rows, _, num = rows.length_MK.shape
+    step_RM = jnp.maximum(rows.parent_M * num + rows.action_M, 0)
+    return step_RM, jnp.take_along_axis(rows.length_MK.reshape(num_rows, -1), step_RM, 1)
 
 
 def _ways(parent_M) -> jax.Array:
