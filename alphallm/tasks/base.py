@@ -115,6 +115,13 @@ class Task:
         """The same in words, a line a step; a task may have none to offer."""
         return []
 
+    def hindsight(self, row: Any, number: int, seed: int) -> list[tuple[Any, list[list[int]]]]:
+        """What at most `number` random legal plays from a training row's start lead to: of each the row of the problem
+        that it solves (of no other split), and its steps, as tokens. A task may have none to offer.
+        """
+        del row, number, seed
+        return []
+
     def make_problem(self, prompt: Sequence[int], state: Any, index: int) -> Problem:
         """The problem of a prompt's tokens and its first state, without a batch axis."""
         if len(prompt) > self.max_prompt:

@@ -15,11 +15,12 @@ from alphallm.training.targets import TargetConfig
 class WarmStartConfig:
     """Supervised training before self-play."""
 
-    # Random legal play (rules only), worked solutions (imitation, as AlphaGo), or none.
-    data: Literal["random_play", "solutions", "none"] = "random_play"
+    # Random legal play (rules only), the same taken for solutions of what it reached (hindsight, Andrychowicz et al.
+    # 2017), worked solutions (imitation, as AlphaGo), or none.
+    data: Literal["random_play", "hindsight", "solutions", "none"] = "random_play"
     num_steps: int = 800
     batch_size: int = 256  # chains, or sequences of packed solutions, over all devices.
-    sequence_tokens: int = 0  # "solutions": of a sequence they are packed into; 0 takes those of the longest one.
+    sequence_tokens: int = 0  # of a sequence that solutions are packed into; 0 takes those of the longest one.
 
     def __post_init__(self):
         check_range(self, 0, math.inf, "num_steps", "sequence_tokens")

@@ -1,4 +1,6 @@
-"""Worked solutions as packed sequences: the warm start by imitation, AlphaGo's way."""
+"""Solutions as packed sequences: the warm start by imitation of worked ones, AlphaGo's way, or of random plays that
+are taken for solutions of what they reach.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -30,6 +32,20 @@ def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int, forms: 
     for prompt, row in itertools.chain(_prompts(task, rows), _other_forms(task, rows, forms - 1, seed)):
         for steps in task.solutions(row, max(1, _SOLUTIONS_PER_PROBLEM // forms)):
             texts.append(_Text(prompt, steps, task.tool))
+    return _packed(task, texts, size, seed)
+
+
+def hindsight(task: Any, rows: Sequence[Any], size: int, seed: int, number: int) -> Packed:
+    """Up to `number` random legal plays from each row's start, each as a solution of the problem that it turned out to
+    solve (hindsight, Andrychowicz et al. 2017), packed like worked solutions: only the rules were asked.
+    """
+    played = (play for row in rows for play in task.hindsight(row, number, seed))
+    texts = [_Text(_prompt(task, row), steps, task.tool) for row, steps in played]
+    return _packed(task, texts, size, seed)
+
+
+def _packed(task: Any, texts: Sequence["_Text"], size: int, seed: int) -> Packed:
+    """The texts that fit, in a random order and packed; UserError if there are none."""
     size = size or max((len(text.tokens) for text in texts), default=0)
     fitting = [text for text in texts if len(text.tokens) <= size]
     if len(fitting) < len(texts):
@@ -43,9 +59,13 @@ def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int, forms: 
 
 def _prompts(task: Any, rows: Sequence[Any]) -> Iterator[tuple[list[int], Any]]:
     """The prompt of each row, and the row itself."""
-    for index, row in enumerate(rows):
-        problem = task.load(row, index)
-        yield problem.tokens_P[: problem.length].tolist(), row
+    for row in rows:
+        yield _prompt(task, row), row
+
+
+def _prompt(task: Any, row: Any) -> list[int]:
+    problem = task.load(row, 0)
+    return problem.tokens_P[: problem.length].tolist()
 
 
 def _other_forms(task: Any, rows: Sequence[Any], number: int, seed: int) -> Iterator[tuple[list[int], str]]:

@@ -19,12 +19,13 @@ from alphallm.errors import UserError
 from alphallm.models import LanguageModel, lora
 from alphallm.models.export import export_weights, flatten, load_export, unflatten
 from alphallm.tasks import TextConfig, data, make_task
+from alphallm.tasks.base import Task
 from alphallm.tasks.tokenizer import TOKENIZER, Tokenizer
 from alphallm.training import actor, hosts, learner, parallel, replay, run_folder
 from alphallm.training import steps as steps_lib
 from alphallm.training.checkpoints import Checkpoints
 from alphallm.training.config import Config
-from alphallm.training.demonstrations import demonstrations
+from alphallm.training.demonstrations import demonstrations, hindsight
 from alphallm.training.steps import WARM_STEPS_PER_CALL, Steps, key_for
 from alphallm.training.validation import Validation
 from alphallm.types import Problem, pytree
@@ -36,6 +37,7 @@ FREE_FIELDS = ("training.num_iterations", "evaluation", "checkpoints")
 PARAMS = {"average": "average", "latest": "params"}
 
 _MOST_FORMS = 16  # of each problem in a warm start by imitation.
+_MOST_PLAYS = 64  # from each problem's start in a warm start by hindsight.
 
 
 @pytree
@@ -92,13 +94,17 @@ class Trainer:
 
     def warm_source(self) -> Any:
         """What the warm start draws from, on the host: problems, or packed solutions."""
-        if self.config.warm_start.data != "solutions":
-            return self.problems
-        rows, warm_start = solved_rows(self.config), self.config.warm_start
-        # Self-play will show each problem in other forms as well; more of them than are drawn would be for nothing.
-        drawn = -(-warm_start.num_steps * warm_start.batch_size // len(rows))
-        forms = min(_MOST_FORMS, drawn) if self.config.training.augment else 1
-        return demonstrations(self.task, rows, warm_start.sequence_tokens, self.config.seed, forms)
+        warm_start, seed = self.config.warm_start, self.config.seed
+        drawn = warm_start.num_steps * warm_start.batch_size
+        if warm_start.data == "solutions":
+            rows = solved_rows(self.config)
+            # Self-play will show each problem in other forms as well; more of them than are drawn would be for nothing.
+            forms = min(_MOST_FORMS, -(-drawn // len(rows))) if self.config.training.augment else 1
+            return demonstrations(self.task, rows, warm_start.sequence_tokens, seed, forms)
+        if warm_start.data == "hindsight":
+            plays = min(_MOST_PLAYS, -(-drawn // len(self.rows)))
+            return hindsight(self.task, self.rows, warm_start.sequence_tokens, seed, plays)
+        return self.problems
 
     def _iterate(self, state: State, iteration: int):
         self._source = None
@@ -367,6 +373,10 @@ def check(config: Config):
         raise UserError(
             f"The task {task.name} lists no legal steps: set warm_start.data to solutions or none, and search.proposer "
             "and search.root_proposer to others than listed."
+        )
+    if config.warm_start.data == "hindsight" and type(task).hindsight is Task.hindsight:
+        raise UserError(
+            f"The task {task.name} can not say what random play solves: set warm_start.data to another one than hindsight."
         )
     candidates = max(config.search.root_width, task.max_legal_steps if lists else 0)
     if config.targets.policy == "candidates" and config.targets.candidates_per_node < candidates:

@@ -138,16 +138,16 @@ def test_legal_steps_lists_what_the_twin_lists():
 
 
 @functools.cache
-def step_of_one():
-    return jax.jit(task_of().step)
+def step_of_one(task):
+    return jax.jit(task.step)
 
 
-def run(problem, plan):
+def run(problem, plan, task=None):
     """(legal, reward, done) of each line of a plan."""
-    task, state, judged = task_of(), problem.state, []
+    task, state, judged = task or task_of(), problem.state, []
     for line in plan.splitlines(keepends=True):
         tokens = task.vocabulary.encode(line)
-        transition = step_of_one()(state, padded(task, tokens), len(tokens))
+        transition = step_of_one(task)(state, padded(task, tokens), len(tokens))
         judged.append((bool(transition.legal), float(transition.reward), bool(transition.done)))
         state = transition.state
     return judged
@@ -300,6 +300,25 @@ def test_random_play_reaches_the_goals_of_short_plans():
     problems = load_problems(task, rows)
     chains = jax.jit(jax.vmap(functools.partial(random_play, task)))(problems, jax.random.split(jax.random.key(0), 100))
     assert 0.15 < float(jnp.mean(chains.outcome)) < 0.6
+
+
+def test_plays_in_hindsight_solve_what_they_reached_and_nothing_held_out():
+    config = BlocksworldConfig(num_blocks=(3, 4), num_validation=10**6, num_test=10**6)
+    task, splits = make_task(config), config.splits()
+    held_out = {planner.form(*task.parse(row)) for split in ("validation", "test") for row in splits[split]}
+    number, longer = 0, 0
+    for row in splits["train"][:40]:
+        played = task.hindsight(row, 20, seed=0)
+        assert played == task.hindsight(row, 20, seed=0)
+        assert not played or played != task.hindsight(row, 20, seed=1)
+        for text, plan in played:
+            state, goal = task.parse(text)
+            assert planner.form(state, goal) not in held_out
+            judged = run(task.problem(text), "".join(map(task.vocabulary.decode, plan)), task)
+            assert judged == [(True, 0, False)] * (len(plan) - 1) + [(True, 1, True)]
+            longer += len(plan) > planner.plan_length(state, goal)
+            number += 1
+    assert number > 100 and longer > 30  # Detours are no fault of a play's.
 
 
 def test_a_problem_is_written_in_one_way():

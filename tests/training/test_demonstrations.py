@@ -13,7 +13,7 @@ from alphallm.models import LanguageModel, ModelConfig
 from alphallm.tasks import ArithmeticConfig, BlocksworldConfig, TextConfig, data, make_task
 from alphallm.training import learner
 from alphallm.training.config import Config
-from alphallm.training.demonstrations import demonstrations
+from alphallm.training.demonstrations import demonstrations, hindsight
 from alphallm.training.learner import Packed
 from alphallm.training.steps import Steps
 from tests.tasks import worked
@@ -140,6 +140,17 @@ def test_other_forms_of_a_problem_have_solutions_of_their_own():
         assert sorted(prompt.removesuffix(" -> 24").split()) == sorted("4 9 10 13".split())
         assert solution in task.solution_texts(prompt, 20)
     assert len(prompts) > 3 and "4 9 10 13 -> 24" in prompts
+
+
+def test_every_play_is_a_solution_in_hindsight():
+    task = make_task(BlocksworldConfig(num_blocks=(3, 4), train_plan=(2, 4)))
+    rows = ["red on blue , blue on table . goal : blue on red .", "red on table , blue on table . goal : red on blue ."]
+    packed = hindsight(task, rows, 0, seed=0, number=10)
+    played = [play for row in rows for play in task.hindsight(row, 10, seed=0)]
+    wanted = [f"{text}\n" + task.vocabulary.decode([*itertools.chain(*plan)]) for text, plan in played]
+    assert sorted(map(task.vocabulary.decode, texts_of(packed))) == sorted(wanted) and len(played) > 5
+    with pytest.raises(UserError, match="has no worked solutions"):
+        hindsight(make_task(ArithmeticConfig()), ["4 9 10 13"], 0, seed=0, number=10)
 
 
 def test_solutions_are_drawn_under_other_names():

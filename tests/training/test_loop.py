@@ -72,6 +72,11 @@ def test_trees_of_a_step_divide_the_lanes_or_are_a_multiple():
             loop.check(apply_overrides(CONFIG, {"training.trees_per_step": trees}))
 
 
+def test_a_task_that_has_no_hindsight_says_so():
+    with pytest.raises(UserError, match="game24 can not say what random play solves: set warm_start.data to another"):
+        loop.check(apply_overrides(CONFIG, {"warm_start.data": "hindsight"}))
+
+
 def test_a_curriculum_goes_by_the_steps_of_worked_solutions():
     solved = types.SimpleNamespace(name="knight", solutions=lambda row, limit: [["step"] * row][:limit])
     np.testing.assert_array_equal(loop.problem_lengths(solved, [3, 1, 2], differ=True), [3, 1, 2])

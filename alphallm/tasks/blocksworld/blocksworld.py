@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import random
 from typing import Any
 
 import jax
@@ -193,6 +194,34 @@ class Blocksworld(Task):
         """All shortest plans of a row in words, a line a step."""
         plans = planner.shortest_plans(*self.parse(row))
         return ["".join(map(wording.write_action, plan)) for plan in plans]
+
+    def hindsight(self, row: str, number: int, seed: int) -> list[tuple[str, list[list[int]]]]:
+        """Random legal plays of up to D steps from a row's start, each as a plan for some of what it built.
+
+        The goal names a random part of the blocks that stand on others at the play's end, and the plan is over when it
+        holds first. Problems that belong to another split are left out.
+        """
+        state, _ = self.parse(row)
+        chooser = random.Random(f"{seed} {row}")
+        played = (self._played(state, chooser) for _ in range(number))
+        return [
+            (wording.write(state, goal), [self.vocabulary.encode(wording.write_action(action)) for action in plan])
+            for goal, plan in filter(None, played)
+        ]
+
+    def _played(self, state: planner.Places, chooser: random.Random) -> tuple[planner.Places, list[planner.Action]] | None:
+        """A goal and a plan for it; None where the play built nothing, or what another split asks for."""
+        states, actions = [state], []
+        for _ in range(self.max_steps):
+            action, new = chooser.choice(list(planner.moves(states[-1])))
+            states.append(new)
+            actions.append(action)
+        share = chooser.random()
+        goal = tuple(place if place >= 0 and chooser.random() < share else ANY for place in states[-1])
+        built = next(i for i, places in enumerate(states) if planner.met(goal, [places]))
+        if built == 0 or _split_of(planner.form(state, goal)) != "train":
+            return None
+        return goal, actions[:built]
 
     # Device side: pure functions of one unbatched state, to be vmapped and jitted.
 

@@ -35,7 +35,7 @@ def _placed(state: Places, block: int, place: int) -> Places:
 
 def plan_length(state: Places, goal: Places) -> int | None:
     """Actions of the shortest plans; None where no plan reaches the goal."""
-    return next((length for length, level in enumerate(levels(state)) if _met(goal, level)), None)
+    return next((length for length, level in enumerate(levels(state)) if met(goal, level)), None)
 
 
 def levels(state: Places) -> Iterator[list[Places]]:
@@ -52,7 +52,7 @@ def levels(state: Places) -> Iterator[list[Places]]:
         level = further
 
 
-def _met(goal: Places, level: list[Places]) -> list[Places]:
+def met(goal: Places, level: list[Places]) -> list[Places]:
     """The states of `level` that the goal holds in."""
     wanted = [(block, place) for block, place in enumerate(goal) if place != ANY]
     return [state for state in level if all(state[block] == place for block, place in wanted)]
@@ -64,7 +64,7 @@ def shortest_plans(state: Places, goal: Places) -> Iterator[list[Action]]:
     last: list[Places] = []
     for level in levels(state):
         near.append({*level})
-        last = _met(goal, level)
+        last = met(goal, level)
         if last:
             break
     if not last:
