@@ -376,7 +376,7 @@ def check(config: Config):
         )
     if config.warm_start.data == "hindsight" and type(task).hindsight is Task.hindsight:
         raise UserError(
-            f"The task {task.name} can not say what random play solves: set warm_start.data to another one than hindsight."
+            f"The task {task.name} can not say what random play solves: set warm_start.data to another than hindsight."
         )
     candidates = max(config.search.root_width, task.max_legal_steps if lists else 0)
     if config.targets.policy == "candidates" and config.targets.candidates_per_node < candidates:

@@ -196,31 +196,32 @@ class Blocksworld(Task):
         return ["".join(map(wording.write_action, plan)) for plan in plans]
 
     def hindsight(self, row: str, number: int, seed: int) -> list[tuple[str, list[list[int]]]]:
-        """Random legal plays of up to D steps from a row's start, each as a plan for some of what it built.
+        """Random legal plays from a row's start, each as a plan for some of what it built.
 
-        The goal names a random part of the blocks that stand on others at the play's end, and the plan is over when it
-        holds first. Problems that belong to another split are left out.
+        What a play did between two visits to a state is left out. The goal names a random part of the blocks that stand
+        on others at the play's end, and the plan is over when it holds first. Plans of more than D steps are left out,
+        and so are problems that belong to another split.
         """
         state, _ = self.parse(row)
         chooser = random.Random(f"{seed} {row}")
         played = (self._played(state, chooser) for _ in range(number))
         return [
             (wording.write(state, goal), [self.vocabulary.encode(wording.write_action(action)) for action in plan])
-            for goal, plan in filter(None, played)
+            for goal, plan in played
+            if 0 < len(plan) <= self.max_steps and _split_of(planner.form(state, goal)) == "train"
         ]
 
-    def _played(self, state: planner.Places, chooser: random.Random) -> tuple[planner.Places, list[planner.Action]] | None:
-        """A goal and a plan for it; None where the play built nothing, or what another split asks for."""
-        states, actions = [state], []
-        for _ in range(self.max_steps):
-            action, new = chooser.choice(list(planner.moves(states[-1])))
-            states.append(new)
-            actions.append(action)
+    def _played(self, state: planner.Places, chooser: random.Random) -> tuple[planner.Places, list[planner.Action]]:
+        """A goal and a plan for it, which is empty where the play built nothing."""
+        states: list[planner.Places] = [state]
+        actions: list[planner.Action] = []
+        for _ in range(2 * self.max_steps):  # About half of them are undone.
+            action, new = chooser.choice([*planner.moves(states[-1])])
+            seen = states.index(new) if new in states else len(states)
+            states, actions = [*states[:seen], new], [*actions[:seen], action][:seen]
         share = chooser.random()
         goal = tuple(place if place >= 0 and chooser.random() < share else ANY for place in states[-1])
         built = next(i for i, places in enumerate(states) if planner.met(goal, [places]))
-        if built == 0 or _split_of(planner.form(state, goal)) != "train":
-            return None
         return goal, actions[:built]
 
     # Device side: pure functions of one unbatched state, to be vmapped and jitted.
