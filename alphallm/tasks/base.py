@@ -115,9 +115,9 @@ class Task:
         """The same in words, a line a step; a task may have none to offer."""
         return []
 
-    def hindsight(self, row: Any, number: int, seed: int) -> list[tuple[Any, list[list[int]]]]:
-        """What at most `number` random legal plays from a training row's start lead to: of each the row of the problem
-        that it solves (of no other split), and its steps, as tokens. A task may have none to offer.
+    def hindsight(self, row: Any, number: int, seed: int) -> list[tuple[list[int], list[list[int]]]]:
+        """What at most `number` random legal plays from a training row's start lead to: of each the prompt of the
+        problem that it solves (of no other split), and its steps, as tokens. A task may have none to offer.
         """
         del row, number, seed
         return []

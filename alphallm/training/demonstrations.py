@@ -40,7 +40,7 @@ def hindsight(task: Any, rows: Sequence[Any], size: int, seed: int, number: int)
     solve (hindsight, Andrychowicz et al. 2017), packed like worked solutions: only the rules were asked.
     """
     played = (play for row in rows for play in task.hindsight(row, number, seed))
-    texts = [_Text(_prompt(task, row), steps, task.tool) for row, steps in played]
+    texts = [_Text(prompt, steps, task.tool) for prompt, steps in played]
     return _packed(task, texts, size, seed)
 
 
@@ -59,13 +59,9 @@ def _packed(task: Any, texts: Sequence["_Text"], size: int, seed: int) -> Packed
 
 def _prompts(task: Any, rows: Sequence[Any]) -> Iterator[tuple[list[int], Any]]:
     """The prompt of each row, and the row itself."""
-    for row in rows:
-        yield _prompt(task, row), row
-
-
-def _prompt(task: Any, row: Any) -> list[int]:
-    problem = task.load(row, 0)
-    return problem.tokens_P[: problem.length].tolist()
+    for index, row in enumerate(rows):
+        problem = task.load(row, index)
+        yield problem.tokens_P[: problem.length].tolist(), row
 
 
 def _other_forms(task: Any, rows: Sequence[Any], number: int, seed: int) -> Iterator[tuple[list[int], str]]:

@@ -311,7 +311,8 @@ def test_plays_in_hindsight_solve_what_they_reached_and_nothing_held_out():
         played = task.hindsight(row, 20, seed=0)
         assert played == task.hindsight(row, 20, seed=0)
         assert not played or played != task.hindsight(row, 20, seed=1)
-        for text, plan in played:
+        for prompt, plan in played:
+            text = task.vocabulary.decode(prompt)
             state, goal = task.parse(text)
             assert planner.form(state, goal) not in held_out
             judged = run(task.problem(text), "".join(map(task.vocabulary.decode, plan)), task)

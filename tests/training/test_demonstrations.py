@@ -147,10 +147,10 @@ def test_every_play_is_a_solution_in_hindsight():
     rows = ["red on blue , blue on table . goal : blue on red .", "red on table , blue on table . goal : red on blue ."]
     packed = hindsight(task, rows, 0, seed=0, number=10)
     played = [play for row in rows for play in task.hindsight(row, 10, seed=0)]
-    wanted = [f"{text}\n" + task.vocabulary.decode([*itertools.chain(*plan)]) for text, plan in played]
-    assert sorted(map(task.vocabulary.decode, texts_of(packed))) == sorted(wanted) and len(played) > 5
+    wanted = [(*prompt, *itertools.chain(*plan)) for prompt, plan in played]
+    assert sorted(texts_of(packed)) == sorted(wanted) and len(played) > 5
     with pytest.raises(UserError, match="has no worked solutions"):
-        hindsight(make_task(ArithmeticConfig()), ["4 9 10 13"], 0, seed=0, number=10)
+        hindsight(make_task(ArithmeticConfig(name="countdown")), ["3 5 7 -> 22"], 0, seed=0, number=10)
 
 
 def test_solutions_are_drawn_under_other_names():

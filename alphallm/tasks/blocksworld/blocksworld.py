@@ -175,7 +175,6 @@ class Blocksworld(Task):
         return pddl.parse(text, self.num_blocks)
 
     def _build_problem(self, state: planner.Places, goal: planner.Places, index: int) -> Problem:
-        prompt = [self.vocabulary.bos, *self.vocabulary.encode(wording.write(state, goal) + "\n")]
         # The fields are declared as device arrays; on the host they are NumPy's.
         fields: dict[str, Any] = {
             "place_n": np.array(state, np.int32),
@@ -183,7 +182,10 @@ class Blocksworld(Task):
             "steps_done": np.int32(0),
             "chain_legal": np.bool_(True),
         }
-        return self.make_problem(prompt, BlocksworldState(**fields), index)
+        return self.make_problem(self._prompt(state, goal), BlocksworldState(**fields), index)
+
+    def _prompt(self, state: planner.Places, goal: planner.Places) -> list[int]:
+        return [self.vocabulary.bos, *self.vocabulary.encode(wording.write(state, goal) + "\n")]
 
     def solutions(self, row: str, limit: int | None = None) -> list[list[list[int]]]:
         """At most `limit` shortest plans of a row, as tokens of their steps."""
@@ -195,7 +197,7 @@ class Blocksworld(Task):
         plans = planner.shortest_plans(*self.parse(row))
         return ["".join(map(wording.write_action, plan)) for plan in plans]
 
-    def hindsight(self, row: str, number: int, seed: int) -> list[tuple[str, list[list[int]]]]:
+    def hindsight(self, row: str, number: int, seed: int) -> list[tuple[list[int], list[list[int]]]]:
         """Random legal plays from a row's start, each as a plan for some of what it built.
 
         What a play did between two visits to a state is left out. The goal names a random part of the blocks that stand
@@ -206,7 +208,7 @@ class Blocksworld(Task):
         chooser = random.Random(f"{seed} {row}")
         played = (self._played(state, chooser) for _ in range(number))
         return [
-            (wording.write(state, goal), [self.vocabulary.encode(wording.write_action(action)) for action in plan])
+            (self._prompt(state, goal), [self.vocabulary.encode(wording.write_action(action)) for action in plan])
             for goal, plan in played
             if 0 < len(plan) <= self.max_steps and _split_of(planner.form(state, goal)) == "train"
         ]
