@@ -10,9 +10,6 @@ compares. What `step` accepts is therefore what `legal_steps` writes, plus the o
 import dataclasses
 import itertools
 import math
-import random
-from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -137,6 +134,7 @@ class Arithmetic(Task):
 
     def build_problem(self, numbers: tuple[int, ...], target: int, index: int) -> Problem:
         """The problem of sorted `numbers` and `target`, which are trusted, as numpy arrays without a batch axis."""
+        prompt = [words.BOS, *self.vocabulary.encode(" ".join(map(str, numbers)) + f" -> {target}\n")]
         # The fields are declared as device arrays; on the host they are NumPy's.
         state: dict[str, Any] = {
             "num_n": np.array(numbers, np.int32),
@@ -146,10 +144,7 @@ class Arithmetic(Task):
             "steps_done": np.int32(0),
             "chain_legal": np.bool_(True),
         }
-        return self.make_problem(self._prompt(numbers, target), ArithmeticState(**state), index)
-
-    def _prompt(self, numbers: Sequence[int], target: int) -> list[int]:
-        return [words.BOS, *self.vocabulary.encode(" ".join(map(str, numbers)) + f" -> {target}\n")]
+        return self.make_problem(prompt, ArithmeticState(**state), index)
 
     def load(self, text: str, index: int) -> Problem:
         """The problem of a split's row, whose text is checked for form but not for having a solution."""
@@ -169,25 +164,6 @@ class Arithmetic(Task):
             return len(self.vocabulary.encode(step)) <= self.max_step
 
         return list(itertools.islice(solver.solutions(numbers, target, fits), limit))
-
-    def hindsight(self, text: str, number: int, seed: int) -> list[tuple[list[int], list[list[int]]]]:
-        """Random legal chains over a puzzle's numbers, in random orders, each as a solution for the number that it made.
-
-        Left out are chains that end in no whole number from 1 to 200 and those with a step of more than L tokens. A
-        problem of game24 is its numbers, so that no other target makes one of another split's; countdown has none.
-        """
-        if self.name != "game24":
-            return []
-        numbers, _ = self.parse(text)
-        chooser = random.Random(f"{seed} {text}")
-        found = []
-        for _ in range(number):
-            order = chooser.sample(numbers, len(numbers))
-            lines, made = _random_chain(chooser, order)
-            steps = [self.vocabulary.encode(line) for line in lines]
-            if made.denominator == 1 and 1 <= made <= words.MAX_INTEGER and max(map(len, steps)) <= self.max_step:
-                found.append((self._prompt(order, int(made)), steps))
-        return found
 
     # Device side: pure functions of one unbatched state, to be vmapped and jitted.
 
@@ -342,17 +318,6 @@ class Arithmetic(Task):
             end += 1  # the separator after it.
         tokens_L = buffer[jnp.clip(source_L, 0, 3 * width + 2)]
         return jnp.where(position_L < end, tokens_L, words.PAD), end
-
-
-def _random_chain(chooser: random.Random, numbers: Sequence[int]) -> tuple[list[str], Fraction]:
-    """The steps of a random legal chain, in words, and the number that it ends in."""
-    remaining, lines = [Fraction(number) for number in numbers], []
-    while len(remaining) > 1:
-        pair = [remaining.pop(chooser.randrange(len(remaining))) for _ in range(2)]
-        first, operator, second, result = chooser.choice([*solver.pair_results(*pair)])
-        lines.append(f"{first} {operator} {second} = {result}\n")
-        remaining.append(result)
-    return lines, remaining[0]
 
 
 def _take(written: _Written, slot) -> _Written:
