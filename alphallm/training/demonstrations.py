@@ -3,6 +3,7 @@ are taken for solutions of what they reach.
 """
 
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,10 +39,17 @@ def demonstrations(task: Any, rows: Sequence[Any], size: int, seed: int, forms: 
 def hindsight(task: Any, rows: Sequence[Any], size: int, seed: int, number: int) -> Packed:
     """Up to `number` random legal plays from each row's start, each as a solution of the problem that it turned out to
     solve (hindsight, Andrychowicz et al. 2017), packed like worked solutions: only the rules were asked.
+
+    Most plays show something short. So no number of steps is shown oftener than all of them would be if they were even.
     """
-    played = (play for row in rows for play in task.hindsight(row, number, seed))
-    texts = [_Text(prompt, steps, task.tool) for prompt, steps in played]
-    return _packed(task, texts, size, seed)
+    of_steps: dict[int, list[_Text]] = {}  # by how many.
+    for row in rows:
+        for prompt, steps in task.hindsight(row, number, seed):
+            of_steps.setdefault(len(steps), []).append(_Text(prompt, steps, task.tool))
+    most = sum(map(len, of_steps.values())) // max(1, len(of_steps))
+    chooser = random.Random(seed)
+    shown = [text for texts in of_steps.values() for text in chooser.sample(texts, min(most, len(texts)))]
+    return _packed(task, shown, size, seed)
 
 
 def _packed(task: Any, texts: Sequence["_Text"], size: int, seed: int) -> Packed:

@@ -1,5 +1,6 @@
 """Packed solutions: every token once, and the loss of a text is what it is alone."""
 
+import collections
 import dataclasses
 import itertools
 
@@ -142,13 +143,17 @@ def test_other_forms_of_a_problem_have_solutions_of_their_own():
     assert len(prompts) > 3 and "4 9 10 13 -> 24" in prompts
 
 
-def test_every_play_is_a_solution_in_hindsight():
-    config = BlocksworldConfig(num_blocks=(3, 4), train_plan=(2, 4))
+def test_plays_are_solutions_in_hindsight_and_none_of_so_many_steps_is_shown_too_often():
+    config = BlocksworldConfig(num_blocks=(3, 4), train_plan=(2, 4), test_plan=(2, 4), max_steps=6)
     task, rows = make_task(config), data.load_split(config, "train")[:20]
     packed = hindsight(task, rows, 0, seed=0, number=10)
     played = [play for row in rows for play in task.hindsight(row, 10, seed=0)]
-    wanted = [(*prompt, *itertools.chain(*plan)) for prompt, plan in played]
-    assert sorted(texts_of(packed)) == sorted(wanted) and len(played) > 20
+    steps_of = {(*prompt, *itertools.chain(*plan)): len(plan) for prompt, plan in played}
+    of_all = collections.Counter(len(plan) for _, plan in played)
+    shown = collections.Counter(steps_of[text] for text in texts_of(packed))  # every text is one that was played.
+    most = len(played) // len(of_all)
+    assert shown == {steps: min(most, number) for steps, number in of_all.items()}
+    assert {*of_all} == {2, 4, 6} and of_all[2] > most > of_all[6] > 0
     with pytest.raises(UserError, match="has no worked solutions"):
         hindsight(make_task(ArithmeticConfig()), ["4 9 10 13"], 0, seed=0, number=10)
 
