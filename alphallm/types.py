@@ -112,8 +112,8 @@ class Task(typing.Protocol):
     def solutions(self, row: Any, limit: int | None = None) -> list[list[list[int]]]:
         """On the host: at most `limit` worked solutions of a row, as tokens of their steps; there may be none."""
 
-    def hindsight(self, row: Any, number: int, seed: int) -> list[tuple[list[int], list[list[int]]]]:
-        """On the host: prompts that random legal plays from a training row's start solve, and the plays' steps."""
+    def hindsight(self, row: Any, number: int, seed: int) -> list[Any]:
+        """On the host: random legal plays (`alphallm.tasks.base.Play`) from a training row's start."""
 
     def step(self, state: TaskState, tokens_L: jax.Array, length: jax.Array) -> "Transition":
         """Verifies the first `length` of `tokens_L` as one step from an unbatched state."""

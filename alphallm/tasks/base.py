@@ -6,7 +6,7 @@ A new task subclasses both and is named in `alphallm/tasks/__init__.py`; docs/ta
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,15 @@ from alphallm.types import Problem, Steps
 
 class ProblemError(UserError):
     """A problem that this task cannot pose, in words for the user."""
+
+
+class Play(NamedTuple):
+    """A random legal play, and the prompt of the problem that it turned out to solve."""
+
+    prompt: list[int]
+    steps: list[list[int]]
+    taken: list[bool]  # of each step whether it is of the solution: of no detour, that came back to where it began.
+    steps_left: list[int]  # before each step: those of the solution that the play went on to find from there.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +124,9 @@ class Task:
         """The same in words, a line a step; a task may have none to offer."""
         return []
 
-    def hindsight(self, row: Any, number: int, seed: int) -> list[tuple[list[int], list[list[int]]]]:
-        """What at most `number` random legal plays from a training row's start lead to: of each the prompt of the
-        problem that it solves (of no other split), and its steps, as tokens. A task may have none to offer.
+    def hindsight(self, row: Any, number: int, seed: int) -> list[Play]:
+        """At most `number` random legal plays from a training row's start, each with the problem that it solves, which
+        is of no other split. A task may have none to offer.
         """
         del row, number, seed
         return []

@@ -40,12 +40,14 @@ def hindsight(task: Any, rows: Sequence[Any], size: int, seed: int, number: int)
     """Up to `number` random legal plays from each row's start, each as a solution of the problem that it turned out to
     solve (hindsight, Andrychowicz et al. 2017), packed like worked solutions: only the rules were asked.
 
-    Most plays show something short. So no number of steps is shown oftener than all of them would be if they were even.
+    A play's detours are read, and the value head learns how far they led away; the policy imitates all but them. Most
+    plays show something short: no number of steps is shown oftener than all of them would be if they were even.
     """
     of_steps: dict[int, list[_Text]] = {}  # by how many.
     for row in rows:
-        for prompt, steps in task.hindsight(row, number, seed):
-            of_steps.setdefault(len(steps), []).append(_Text(prompt, steps, task.tool))
+        for play in task.hindsight(row, number, seed):
+            text = _Text(play.prompt, play.steps, task.tool, play.taken, play.steps_left)
+            of_steps.setdefault(play.steps_left[0], []).append(text)
     most = sum(map(len, of_steps.values())) // max(1, len(of_steps))
     chooser = random.Random(seed)
     shown = [text for texts in of_steps.values() for text in chooser.sample(texts, min(most, len(texts)))]
@@ -87,16 +89,25 @@ def _other_forms(task: Any, rows: Sequence[Any], number: int, seed: int) -> Iter
 
 
 class _Text:
-    """A prompt and the steps after it."""
+    """A prompt and the steps after it: by default all of one solution."""
 
-    def __init__(self, prompt: list[int], steps: list[list[int]], tool: Tool | None):
+    def __init__(
+        self,
+        prompt: list[int],
+        steps: list[list[int]],
+        tool: Tool | None,
+        imitated: Sequence[bool] | None = None,
+        steps_left: Sequence[int] | None = None,
+    ):
+        imitated = imitated or [True] * len(steps)
         self.tokens = [*prompt, *itertools.chain(*steps)]
         written = [[True] * len(step) if tool is None else [not x for x in tool.is_forced(step)] for step in steps]
-        self.is_step = [*[False] * len(prompt), *itertools.chain(*written)]
+        learnt = [[x and of_solution for x in step] for step, of_solution in zip(written, imitated, strict=True)]
+        self.is_step = [*[False] * len(prompt), *itertools.chain(*learnt)]
         self.steps_left = [0] * len(self.tokens)
         end = len(prompt) - 1
-        for done, step in enumerate(steps):
-            self.steps_left[end] = len(steps) - done
+        for step, left in zip(steps, steps_left or range(len(steps), 0, -1), strict=True):
+            self.steps_left[end] = left
             end += len(step)
 
 

@@ -60,7 +60,7 @@ class Packed:
     tokens_T: jax.Array  # int32
     position_T: jax.Array  # int32: of each token within its text.
     text_T: jax.Array  # int32: which text a token belongs to, counted from 1; 0 for padding.
-    is_step_T: jax.Array  # bool: the model is to write the token: it is of a step, and no tool wrote it.
+    is_step_T: jax.Array  # bool: the model is to write the token: it is of a solution's step, and no tool wrote it.
     steps_left_T: jax.Array  # int32: at a prompt's or a step's last token, the steps after it; 0 at all others.
 
 

@@ -306,20 +306,33 @@ def test_plays_in_hindsight_solve_what_they_reached_and_nothing_held_out():
     config = BlocksworldConfig(num_blocks=(3, 4), num_validation=10**6, num_test=10**6)
     task, splits = make_task(config), config.splits()
     held_out = {planner.form(*task.parse(row)) for split in ("validation", "test") for row in splits[split]}
-    number, shortest = 0, 0
+    number, shortest, detours = 0, 0, 0
     for row in splits["train"][:40]:
         played = task.hindsight(row, 20, seed=0)
         assert played == task.hindsight(row, 20, seed=0)
         assert not played or played != task.hindsight(row, 20, seed=1)
-        for prompt, plan in played:
-            text = task.vocabulary.decode(prompt)
+        for play in played:
+            text = task.vocabulary.decode(play.prompt)
             state, goal = task.parse(text)
             assert planner.form(state, goal) not in held_out
-            judged = run(task.problem(text), "".join(map(task.vocabulary.decode, plan)), task)
-            assert judged == [(True, 0, False)] * (len(plan) - 1) + [(True, 1, True)]
+            lines = [*map(task.vocabulary.decode, play.steps)]
+            plan = [line for line, taken in zip(lines, play.taken, strict=True) if taken]
+            assert run(task.problem(text), "".join(plan), task) == rewarded_at_the_end(len(plan))
+            assert play.steps_left[0] == len(plan) <= task.max_steps
+            if len(lines) <= task.max_steps:  # What is read, detours and all, is a plan as well.
+                assert run(task.problem(text), "".join(lines), task) == rewarded_at_the_end(len(lines))
+            left_after = [*play.steps_left[1:], 0]
+            for taken, before, after in zip(play.taken, play.steps_left, left_after, strict=True):
+                assert not taken or after == before - 1
+            detours += len(lines) > len(plan)
             shortest += len(plan) == planner.plan_length(state, goal)
             number += 1
-    assert number > 100 and 0.3 < shortest / number < 0.9  # No planner was asked.
+    assert number > 100 and detours > 30 and 0.3 < shortest / number < 0.9  # No planner was asked.
+
+
+def rewarded_at_the_end(number):
+    """What is said of so many right lines of a plan."""
+    return [(True, 0, False)] * (number - 1) + [(True, 1, True)]
 
 
 def test_a_problem_is_written_in_one_way():

@@ -148,12 +148,21 @@ def test_plays_are_solutions_in_hindsight_and_none_of_so_many_steps_is_shown_too
     task, rows = make_task(config), data.load_split(config, "train")[:20]
     packed = hindsight(task, rows, 0, seed=0, number=10)
     played = [play for row in rows for play in task.hindsight(row, 10, seed=0)]
-    steps_of = {(*prompt, *itertools.chain(*plan)): len(plan) for prompt, plan in played}
-    of_all = collections.Counter(len(plan) for _, plan in played)
-    shown = collections.Counter(steps_of[text] for text in texts_of(packed))  # every text is one that was played.
+    play_of = {(*play.prompt, *itertools.chain(*play.steps)): play for play in played}
+    of_all = collections.Counter(play.steps_left[0] for play in played)
+    shown = collections.Counter(play_of[text].steps_left[0] for text in texts_of(packed))  # All were played.
     most = len(played) // len(of_all)
     assert shown == {steps: min(most, number) for steps, number in of_all.items()}
     assert {*of_all} == {2, 4, 6} and of_all[2] > most > of_all[6] > 0
+    # The policy imitates the steps that were taken, and the value head learns how many are left before each.
+    for row in range(len(packed.tokens_T)):
+        for number in range(1, packed.text_T[row].max() + 1):
+            of_text = packed.text_T[row] == number
+            play = play_of[tuple(packed.tokens_T[row][of_text].tolist())]
+            learnt = [taken for step, taken in zip(play.steps, play.taken, strict=True) for _ in step]
+            assert packed.is_step_T[row][of_text].tolist() == [False] * len(play.prompt) + learnt
+            left = packed.steps_left_T[row][of_text]
+            assert left[left > 0].tolist() == play.steps_left and left[len(play.prompt) - 1] == play.steps_left[0]
     with pytest.raises(UserError, match="has no worked solutions"):
         hindsight(make_task(ArithmeticConfig()), ["4 9 10 13"], 0, seed=0, number=10)
 

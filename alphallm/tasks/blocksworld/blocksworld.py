@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alphallm.errors import UserError, check_range
-from alphallm.tasks.base import ProblemError, Task, TaskConfig, find_step, short
+from alphallm.tasks.base import Play, ProblemError, Task, TaskConfig, find_step, short
 from alphallm.tasks.blocksworld import pddl, planner, wording
 from alphallm.tasks.blocksworld.planner import ABSENT, ANY, HAND, PICK_UP, PUT_DOWN, STACK, TABLE, UNSTACK
 from alphallm.tasks.words import WordVocabulary
@@ -88,6 +89,16 @@ class BlocksworldConfig(TaskConfig, names=("blocksworld",)):
             for block, place in enumerate(places):
                 new[colours[block]] = colours[place] if place >= 0 else place
         return wording.write(tuple(state), tuple(goal))
+
+
+def _way(states: Sequence[planner.Places], start: int) -> list[int]:
+    """The actions of a play from `start` on, by number, without what it did between two visits to a state."""
+    last = {places: i for i, places in enumerate(states)}
+    way, now = [], last[states[start]]
+    while now < len(states) - 1:
+        way.append(now)
+        now = last[states[now + 1]]
+    return way
 
 
 def _split_of(form: planner.Form) -> str:
@@ -197,34 +208,38 @@ class Blocksworld(Task):
         plans = planner.shortest_plans(*self.parse(row))
         return ["".join(map(wording.write_action, plan)) for plan in plans]
 
-    def hindsight(self, row: str, number: int, seed: int) -> list[tuple[list[int], list[list[int]]]]:
+    def hindsight(self, row: str, number: int, seed: int) -> list[Play]:
         """Random legal plays from a row's start, each as a plan for some of what it built.
 
-        What a play did between two visits to a state is left out. The goal names a random part of the blocks that stand
-        on others at the play's end, and the plan is over when it holds first. Plans of more than D steps are left out,
-        and so are problems that belong to another split.
+        The goal names a random part of the blocks that stand on others at the play's end, and the play is over when it
+        holds first. Plans of more than D steps are left out, and so are problems that belong to another split.
         """
         state, _ = self.parse(row)
         chooser = random.Random(f"{seed} {row}")
-        played = (self._played(state, chooser) for _ in range(number))
-        return [
-            (self._prompt(state, goal), [self.vocabulary.encode(wording.write_action(action)) for action in plan])
-            for goal, plan in played
-            if 0 < len(plan) <= self.max_steps and _split_of(planner.form(state, goal)) == "train"
-        ]
+        plays = []
+        for _ in range(number):
+            goal, states, actions = self._played(state, chooser)
+            left = [len(_way(states, start)) for start in range(len(actions))]
+            if not actions or left[0] > self.max_steps or _split_of(planner.form(state, goal)) != "train":
+                continue
+            steps = [self.vocabulary.encode(wording.write_action(action)) for action in actions]
+            way = _way(states, 0)
+            plays.append(Play(self._prompt(state, goal), steps, [i in way for i in range(len(actions))], left))
+        return plays
 
-    def _played(self, state: planner.Places, chooser: random.Random) -> tuple[planner.Places, list[planner.Action]]:
-        """A goal and a plan for it, which is empty where the play built nothing."""
-        states: list[planner.Places] = [state]
-        actions: list[planner.Action] = []
-        for _ in range(2 * self.max_steps):  # About half of them are undone.
+    def _played(
+        self, state: planner.Places, chooser: random.Random
+    ) -> tuple[planner.Places, list[planner.Places], list[planner.Action]]:
+        """A goal, the states of a play up to where it holds, and the actions between them."""
+        states, actions = [state], []
+        for _ in range(3 * self.max_steps // 2):  # About half of them are undone.
             action, new = chooser.choice([*planner.moves(states[-1])])
-            seen = states.index(new) if new in states else len(states)
-            states, actions = [*states[:seen], new], [*actions[:seen], action][:seen]
+            states.append(new)
+            actions.append(action)
         share = chooser.random()
         goal = tuple(place if place >= 0 and chooser.random() < share else ANY for place in states[-1])
         built = next(i for i, places in enumerate(states) if planner.met(goal, [places]))
-        return goal, actions[:built]
+        return goal, states[: built + 1], actions[:built]
 
     # Device side: pure functions of one unbatched state, to be vmapped and jitted.
 
