@@ -3,7 +3,9 @@
 python -m alphallm.train --config=configs/blocksworld_hindsight_cpu.py --workdir=runs/blocksworld_hindsight_cpu
 
 No plan is shown: the warm start takes random legal plays for plans of what they built. Then self-play over all legal
-steps with a search that commits to a step after every four simulations, so that it reads how its plans end.
+steps with a search that commits to a step after every four simulations, so that it reads how its plans end. Expect an
+hour and a half on one slow core. An earlier form of the warm start solved 37 % of 100 validation problems greedily and
+60 by search, and 63 and 73 after self-play (one seed, experiments/LOG.md); of today's only 600 steps were run.
 """
 
 from alphallm.models import ModelConfig
