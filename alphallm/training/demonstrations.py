@@ -61,8 +61,11 @@ def _packed(task: Any, texts: Sequence["_Text"], size: int, seed: int) -> Packed
     if len(fitting) < len(texts):
         left_out = f"{len(texts) - len(fitting)} of {len(texts)} solutions of more than {size} tokens with their prompt"
         logging.warning("%s: left out %s (warm_start.sequence_tokens).", task.name, left_out)
-    if not fitting:
-        raise UserError(f"The task {task.name} has no worked solutions to start from: use another warm_start.data.")
+    if texts and not fitting:
+        shortest = min(len(text.tokens) for text in texts)
+        raise UserError(f"No solution fits: raise warm_start.sequence_tokens={size} to {shortest} at least, or give 0.")
+    if not texts:
+        raise UserError(f"The task {task.name} has no solutions to start from: use another warm_start.data.")
     order = np.random.default_rng(seed).permutation(len(fitting))
     return pack([fitting[i] for i in order], size, task.vocabulary.pad)
 

@@ -14,8 +14,10 @@ import pytest
 from alphallm.config import apply_overrides, load_config, to_dict
 from alphallm.errors import UserError
 from alphallm.models.export import flatten
+from alphallm.tasks import BlocksworldConfig
 from alphallm.training import loop, run_folder
 from alphallm.training.checkpoints import Checkpoints
+from alphallm.training.learner import Packed
 from alphallm.training.loop import Trainer, train
 from experiments import survival
 
@@ -75,6 +77,14 @@ def test_trees_of_a_step_divide_the_lanes_or_are_a_multiple():
 def test_a_task_that_has_no_hindsight_says_so():
     with pytest.raises(UserError, match="game24 can not say what random play solves"):
         loop.check(apply_overrides(CONFIG, {"warm_start.data": "hindsight"}))
+
+
+def test_a_warm_start_in_hindsight_draws_the_same_plays_when_a_run_goes_on():
+    task = BlocksworldConfig(num_blocks=(3, 4), train_plan=(2, 4), test_plan=(2, 4), max_steps=4, num_train=20)
+    config = apply_overrides(CONFIG, {"warm_start.data": "hindsight", "training.overfit": ""})
+    one, other = (Trainer(dataclasses.replace(config, task=task)).warm_source() for _ in range(2))
+    assert isinstance(one, Packed) and len(one.tokens_T) > 10
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_curriculum_goes_by_the_steps_of_worked_solutions():

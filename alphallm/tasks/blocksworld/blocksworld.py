@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import math
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ import numpy as np
 
 from alphallm.errors import UserError, check_range
 from alphallm.tasks.base import Play, ProblemError, Task, TaskConfig, find_step, short
-from alphallm.tasks.blocksworld import pddl, planner, wording
+from alphallm.tasks.blocksworld import pddl, planner, plays, wording
 from alphallm.tasks.blocksworld.planner import ABSENT, ANY, HAND, PICK_UP, PUT_DOWN, STACK, TABLE, UNSTACK
 from alphallm.tasks.words import WordVocabulary
 from alphallm.types import Problem, Steps, Transition, pytree
@@ -89,16 +88,6 @@ class BlocksworldConfig(TaskConfig, names=("blocksworld",)):
             for block, place in enumerate(places):
                 new[colours[block]] = colours[place] if place >= 0 else place
         return wording.write(tuple(state), tuple(goal))
-
-
-def _way(states: Sequence[planner.Places], start: int) -> list[int]:
-    """The actions of a play from `start` on, by number, without what it did between two visits to a state."""
-    last = {places: i for i, places in enumerate(states)}
-    way, now = [], last[states[start]]
-    while now < len(states) - 1:
-        way.append(now)
-        now = last[states[now + 1]]
-    return way
 
 
 def _split_of(form: planner.Form) -> str:
@@ -214,32 +203,19 @@ class Blocksworld(Task):
         The goal names a random part of the blocks that stand on others at the play's end, and the play is over when it
         holds first. Plans of more than D steps are left out, and so are problems that belong to another split.
         """
-        state, _ = self.parse(row)
+        start, _ = self.parse(row)
         chooser = random.Random(f"{seed} {row}")
-        plays = []
+        found = []
         for _ in range(number):
-            goal, states, actions = self._played(state, chooser)
-            left = [len(_way(states, start)) for start in range(len(actions))]
-            if not actions or left[0] > self.max_steps or _split_of(planner.form(state, goal)) != "train":
+            # About half of its actions are undone.
+            goal, states, actions = plays.play(start, 3 * self.max_steps // 2, chooser)
+            ways = [plays.way(states, i) for i in range(len(actions))]
+            if not ways or len(ways[0]) > self.max_steps or _split_of(planner.form(start, goal)) != "train":
                 continue
             steps = [self.vocabulary.encode(wording.write_action(action)) for action in actions]
-            way = _way(states, 0)
-            plays.append(Play(self._prompt(state, goal), steps, [i in way for i in range(len(actions))], left))
-        return plays
-
-    def _played(
-        self, state: planner.Places, chooser: random.Random
-    ) -> tuple[planner.Places, list[planner.Places], list[planner.Action]]:
-        """A goal, the states of a play up to where it holds, and the actions between them."""
-        states, actions = [state], []
-        for _ in range(3 * self.max_steps // 2):  # About half of them are undone.
-            action, new = chooser.choice([*planner.moves(states[-1])])
-            states.append(new)
-            actions.append(action)
-        share = chooser.random()
-        goal = tuple(place if place >= 0 and chooser.random() < share else ANY for place in states[-1])
-        built = next(i for i, places in enumerate(states) if planner.met(goal, [places]))
-        return goal, states[: built + 1], actions[:built]
+            taken = [i in ways[0] for i in range(len(actions))]
+            found.append(Play(self._prompt(start, goal), steps, taken, [*map(len, ways)]))
+        return found
 
     # Device side: pure functions of one unbatched state, to be vmapped and jitted.
 
