@@ -160,8 +160,9 @@ def _plan_node(
 def rows(tree: Tree, planned: Planned, problem: Problem, config: TargetConfig) -> Row:
     """One row [B] of each tree: the M most visited of the nodes that were searched well enough, and fewer candidates.
 
-    Most nodes of a tree are leaves; those with the most visits are the few that the search thought about longest. A
-    node is there only with all nodes on the way to it, and their candidates that it follows.
+    Most nodes of a tree are leaves; those with the most visits are the few that the search thought about longest. With
+    `verified_paths` the nodes that led to a solution come first, whatever their visits. A node is there only with all
+    nodes on the way to it, and their candidates that it follows.
     """
     return jax.vmap(functools.partial(_row, config))(tree, planned, problem)
 
@@ -170,7 +171,7 @@ def _row(config: TargetConfig, tree: Tree, planned: Planned, problem: Problem) -
     """The row of one tree (the axis B of the arguments is vmapped away)."""
     index_NJ, candidates, policy_NK1 = _fewer_candidates(config.candidates_per_node, *_targets(tree, planned))
     place_NK = _places(index_NJ, tree.legal_BNK.shape[1])
-    node_M, valid_M = _most_visited(config, tree, place_NK)
+    node_M, valid_M = _taught(config, tree, place_NK, jnp.any(policy_NK1 > 0, -1))
     parent_M, action_M = tree.parent_BN[node_M], tree.action_BN[node_M]
     is_root_M = parent_M < 0
     place_M = jnp.argmax(node_M[None] == parent_M[:, None], -1)  # The parent's.
@@ -248,16 +249,23 @@ def _places(index_NJ: jax.Array, num: int) -> jax.Array:
     return jnp.where(jnp.any(same_NKJ, -1), jnp.argmax(same_NKJ, -1), -1)
 
 
-def _most_visited(config: TargetConfig, tree: Tree, place_NK: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _taught(
+    config: TargetConfig, tree: Tree, place_NK: jax.Array, has_target_N: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The nodes [M] of a row, parents before their children, and which of them there are."""
     num_nodes = tree.expanded_BN.shape[0]
     is_root_N = jnp.arange(num_nodes) == 0
     everything_known_N = jnp.all(tree.done_BNK | ~tree.valid_BNK, -1)
     eligible_N = tree.expanded_BN & (is_root_N | everything_known_N | (tree.visits_BN >= config.min_visits))
+    visits_N = tree.visits_BN
+    if config.policy == "verified_paths":
+        # A verified path is imitated whole, however seldom the search went that way, and before anything else.
+        eligible_N |= has_target_N
+        visits_N = visits_N + num_nodes * has_target_N
     if config.nodes == "root":
         eligible_N &= is_root_N
     eligible_N &= is_root_N | (place_NK[tree.parent_BN, tree.action_BN] >= 0)
-    visits_N = jnp.where(eligible_N, jnp.where(is_root_N, jnp.iinfo(jnp.int32).max, tree.visits_BN), 0)
+    visits_N = jnp.where(eligible_N, jnp.where(is_root_N, jnp.iinfo(jnp.int32).max, visits_N), 0)
     # No more than those of any node on the way: so a node is chosen after its parent, which has the smaller number.
     on_way_ND = jnp.arange(tree.path_BND.shape[-1])[None] < tree.depth_BN[:, None]
     least_N = jnp.min(jnp.where(on_way_ND, visits_N[tree.path_BND], jnp.iinfo(jnp.int32).max), -1)

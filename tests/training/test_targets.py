@@ -245,6 +245,21 @@ def test_the_most_visited_nodes_are_taken():
         assert min(visits(few)) >= max(visits(everything - few), default=0)
 
 
+def test_a_verified_path_is_taken_whole():
+    """However few visits its nodes have, and before all others."""
+    seldom = 0
+    for num in (3, 6, 24):
+        config = TargetConfig(policy="verified_paths", nodes_per_tree=num)
+        tree, planned = tree_of("masked"), planned_of("masked", config)
+        taken = {(b, n) for *_, b, n, _ in each_node("masked", config)}
+        led = {*zip(*np.nonzero(planned.policy_BNK1.any(-1) & tree.expanded_BN), strict=True)}
+        for b in range(len(SEEDS)):
+            of = lambda nodes, b=b: [n for at, n in nodes if at == b]
+            assert len(of(led & taken)) == min(num, len(of(led)))
+            seldom += sum(tree.visits_BN[b, n] < config.min_visits for n in of(led & taken))
+    assert seldom > 0
+
+
 def test_fewer_candidates_keep_the_best_and_the_known_and_the_ways_through_them():
     config = TargetConfig(nodes_per_tree=24, candidates_per_node=2)
     lost = 0
