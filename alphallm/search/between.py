@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alphallm.search.tree import SearchConfig
 from alphallm.types import pytree
 
 
@@ -52,14 +53,20 @@ def settled(tree, verified_B, scale: float) -> jax.Array:
     return jnp.where(verified_B, solved_B, no_better_B)
 
 
-def roll_on(before, after, node_index, max_steps: int):
+def roll_on(before, after, node_index, max_steps: int, config: SearchConfig):
     """The tree after a simulation of a rollout. Where the rollout goes on, nothing is backed up yet, and the way to the
     best candidate of the new node is what the next simulation follows; else the next one is free again.
+
+    The best is what the improved policy makes likeliest, log pi + sigma(value): a value head alone that can not tell
+    steps apart would lead every rollout astray. Where likelihoods stand for values (RAP), the largest of them.
     """
     row = jnp.arange(after.node_values.shape[0])
     node = after.embeddings
-    value_BK = jnp.where(node.valid_BK[:, node_index], node.child_value_BK[:, node_index], -1.0)
-    best_B = jnp.argmax(value_BK, -1)
+    score_BK = node.child_value_BK[:, node_index]
+    if config.values == "head":
+        scale = config.visit_offset * config.value_scale
+        score_BK = node.candidates.log_prob_BK[:, node_index] + scale * score_BK
+    best_B = jnp.argmax(jnp.where(node.valid_BK[:, node_index], score_BK, -jnp.inf), -1)
     goes_on_B = node.expanded_B[:, node_index] & node.open_BK[row, node_index, best_B]
 
     depth_B = node.depth_B[:, node_index]

@@ -43,8 +43,9 @@ class SearchConfig:
     # What a position is worth: the value head's reading, or the mean likelihood of the tokens of each step on the way,
     # averaged over steps (RAP, Hao et al. 2023, section 3.2).
     values: Literal["head", "likelihood"] = "head"
-    # A simulation goes on from its new node, candidate by candidate, to the end of an answer, and only what it finds
-    # there is backed up (MCTS-Rollout of TS-LLM, RAP). Each node on the way counts as a simulation.
+    # A simulation goes on from its new node to the end of an answer, by the candidates of the largest log pi +
+    # sigma(value) (RAP: of the largest likelihood), and only what it finds there is backed up (MCTS-Rollout of TS-LLM,
+    # RAP). Each node on the way counts as a simulation.
     rollout: bool = False
     exploration: float = 1.25  # PUCT's c_1; UCT's factor.
     prune: float = 0.0  # depth_first: a candidate of a smaller value is continued only when no other is left.

@@ -97,7 +97,7 @@ def search(
                 cell.settled_B = between.settled(tree, verified_B, config.answer_scale)
             rng_key, tree = body(simulation, (rng_key, tree))
             if config.rollout:
-                tree = between.roll_on(carry[0][1], tree, simulation + 1, task.max_steps)
+                tree = between.roll_on(carry[0][1], tree, simulation + 1, task.max_steps, config)
             tree = between.close_exhausted(tree, simulation + 1, task.max_steps)
             return (rng_key, tree), cell.pool
 

@@ -53,6 +53,7 @@ class Candidate:
     visits: int = 0
     likelihood: float = 0.0
     discount: float = 1.0
+    log_prob: float = 0.0
 
     @property
     def q(self):
@@ -104,7 +105,7 @@ class Reference:
             self.nodes.append(None)
         self.rolling = []
         if self.config.rollout and candidate.child.known is None:
-            best = max(candidate.child.candidates, key=lambda c: c.own_value if c.valid else -1.0)
+            best = max(candidate.child.candidates, key=self.preference)
             if best.open:  # The rollout goes on: nothing is backed up before it ends.
                 candidate.child.visits = 0
                 self.rolling = [*path, (candidate.child, best)]
@@ -120,6 +121,15 @@ class Reference:
             if candidate.child.open():
                 break
             candidate.open = False
+
+    def preference(self, candidate):
+        """What a rollout goes on by: log pi + sigma(value) before any visit; RAP's likelihoods alone."""
+        if not candidate.valid:
+            return -math.inf
+        if self.config.values == "likelihood":
+            return candidate.own_value
+        sigma = self.config.visit_offset * self.config.value_scale
+        return candidate.log_prob + sigma * candidate.own_value
 
     def child(self, node, candidate, index):
         depth = node.depth + 1
@@ -148,7 +158,7 @@ class Reference:
                     tokens, length, float(prior_logits[0, k]) if valid else decode.LOG_ZERO, 0.0,
                     float(got.root_gumbel_BK[0, k]), own, valid, done, reward, after,
                     valid and not done and depth + 1 < self.task.max_steps and own >= self.least, likelihood=step,
-                    discount=self.config.discount,
+                    discount=self.config.discount, log_prob=float(got.log_prob_BK[0, k]),
                 )
             )  # fmt: skip
         for c, p in zip(node.candidates, softmax([c.logit for c in node.candidates]), strict=True):
