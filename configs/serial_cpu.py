@@ -29,7 +29,7 @@ def get_config() -> Config:
         task=SerialConfig(problem="s5", letters="transpositions", max_length=8),
         model=ModelConfig(num_layers=2, width=128, num_heads=4, num_kv_heads=4, head_dim=32, hidden_dim=512),
         # Packed: a text has 20 to 34 tokens, its prompt included.
-        warm_start=WarmStartConfig(data="solutions", num_steps=300, batch_size=32, sequence_tokens=128),
+        warm_start=WarmStartConfig(data="solutions", num_steps=240, batch_size=32, sequence_tokens=128),
         optimizer=OptimizerConfig(
             name="muon", learning_rate=1.5e-3, self_play_learning_rate=1e-3, final_fraction=0.02, ema_decay=0.99
         ),
