@@ -100,7 +100,7 @@ def plan(tree: Tree, search: SearchConfig, targets: TargetConfig, verified_B: ja
         known = verified_B[:, None] & tree.done_BNK[:, n] & tree.valid_BNK[:, n]
         reward = jnp.where(known, tree.reward_BNK[:, n], 0.0)
         q_BK = search.discount * planned.value_BN[row[:, None], child_BK]
-        q_BK = jnp.where(has_child, q_BK, tree.child_value_BNK[:, n])
+        q_BK = jnp.where(has_child, q_BK, tree.completed_q_BNK[:, n])
         q_BK = jnp.where(tree.legal_BNK[:, n] | ~verified_B[:, None], q_BK, 0.0)
         below = jnp.where(has_child, search.discount * planned.solved_BN[row[:, None], child_BK], reward)
         solved = jnp.max(jnp.where(tree.valid_BNK[:, n], below, 0.0), -1)

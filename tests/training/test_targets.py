@@ -54,7 +54,7 @@ class Plain:
                 self.q.append(search.discount * plain.value)
                 below.append(search.discount * plain.solved)
             else:
-                self.q.append(float(tree.child_value_BNK[b, n, k]))
+                self.q.append(float(tree.completed_q_BNK[b, n, k]))
                 below.append(float(tree.reward_BNK[b, n, k]) if verified and tree.done_BNK[b, n, k] else 0.0)
             if verified and not tree.legal_BNK[b, n, k]:
                 self.q[-1] = 0.0
@@ -102,6 +102,7 @@ class Plain:
 PLANS = [(mode, kind, SEARCH) for kind in ("rest", "candidates", "sampled", "verified_paths") for mode in MODES]
 PLANS += [("unmasked", kind, dataclasses.replace(SEARCH, discount=0.7)) for kind in ("rest", "candidates")]
 PLANS.append(("masked", "rest", dataclasses.replace(SEARCH, proposer="listed")))
+PLANS.append(("unmasked", "rest", dataclasses.replace(SEARCH, completion="mixed_value")))
 
 
 @pytest.mark.parametrize(("mode", "kind", "search"), PLANS)
