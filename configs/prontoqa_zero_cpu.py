@@ -3,8 +3,8 @@
 python -m alphallm.train --config=configs/prontoqa_zero_cpu.py --workdir=runs/prontoqa_zero_cpu
 
 No proof is shown: a warm start on random legal deductions, then self-play over all that follows, as AlphaGo Zero has
-it. The test has 3 hops as well. About 16 minutes; expect 8 % of the validation problems greedily at its start and 42 %
-at its end (experiments/README.md).
+it. The test has 3 hops as well. About 16 minutes; expect 5 to 8 % of the validation problems greedily at its start and
+40 to 62 % at its end (three seeds, experiments/README.md).
 """
 
 from alphallm.models import ModelConfig
