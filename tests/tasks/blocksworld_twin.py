@@ -15,10 +15,10 @@ from alphallm.tasks.blocksworld.blocksworld import BlocksworldState
 Fact = tuple[str, ...]
 _BLOCK = r"the (\w+) block"
 _STEPS = {
-    "pick-up": re.compile(rf"pick up {_BLOCK}\n"),
-    "put-down": re.compile(rf"put down {_BLOCK}\n"),
-    "stack": re.compile(rf"stack {_BLOCK} on top of {_BLOCK}\n"),
-    "unstack": re.compile(rf"unstack {_BLOCK} from on top of {_BLOCK}\n"),
+    "pick-up": re.compile(rf"pick up {_BLOCK}"),
+    "put-down": re.compile(rf"put down {_BLOCK}"),
+    "stack": re.compile(rf"stack {_BLOCK} on top of {_BLOCK}"),
+    "unstack": re.compile(rf"unstack {_BLOCK} from on top of {_BLOCK}"),
 }
 COLOURS = ("red", "blue", "orange", "yellow", "white", "magenta")
 
@@ -29,6 +29,7 @@ class TwinState:
     goal: frozenset[Fact]
     steps_done: int = 0
     chain_legal: bool = True
+    order: tuple[str, ...] = ()  # of the blocks in the prompt.
 
 
 def action(name: str, x: str, y: str = "") -> tuple[set[Fact], set[Fact], set[Fact]]:
@@ -50,9 +51,10 @@ def twin_step(task, state: TwinState, tokens, length: int) -> tuple[TwinState, b
     """(new state, legal, reward, done) of the first `length` of `tokens`."""
     if is_done(task, state):
         return state, False, 0.0, True
-    facts = _after(task, state.facts, tokens, length)
+    facts = _after(task, state, tokens, length)
     legal = facts is not None
-    new = TwinState(facts or state.facts, state.goal, state.steps_done + 1, state.chain_legal and legal)
+    steps_done, chain_legal = state.steps_done + 1, state.chain_legal and legal
+    new = TwinState(facts or state.facts, state.goal, steps_done, chain_legal, state.order)
     return new, legal, float(new.chain_legal and new.goal <= new.facts), is_done(task, new)
 
 
@@ -60,7 +62,16 @@ def is_done(task, state: TwinState) -> bool:
     return state.goal <= state.facts or state.steps_done >= task.max_steps
 
 
-def _after(task, facts: frozenset[Fact], tokens, length: int) -> frozenset[Fact] | None:
+def told(task, facts: frozenset[Fact], order) -> str:
+    """The end of a step that leads to `facts`."""
+    if not task.config.states:
+        return "\n"
+    names = {"ontable": "table", "holding": "hand"}
+    placed = {fact[1]: names.get(fact[0], fact[-1]) for fact in facts if fact[0] in ("on", "ontable", "holding")}
+    return f" : {' '.join(f'{block} {placed[block]}' for block in order)}\n"
+
+
+def _after(task, state: TwinState, tokens, length: int) -> frozenset[Fact] | None:
     """The facts after a step, or None where it is illegal."""
     if not 1 <= length <= len(tokens):
         return None
@@ -69,27 +80,28 @@ def _after(task, facts: frozenset[Fact], tokens, length: int) -> frozenset[Fact]
     if task.vocabulary.encode(text) != tokens:
         return None
     for name, pattern in _STEPS.items():
-        match = pattern.fullmatch(text)
+        match = pattern.match(text)
         if match:
             needs, adds, takes = action(name, *match.groups())
-            return facts - takes | adds if needs <= facts else None
+            new = state.facts - takes | adds
+            return new if needs <= state.facts and text[match.end() :] == told(task, new, state.order) else None
     return None
 
 
-def legal_texts(facts: frozenset[Fact]) -> list[str]:
+def legal_texts(task, state: TwinState) -> list[str]:
     """The texts of all legal steps."""
-    return [text for text, (needs, _, _) in all_actions(COLOURS).items() if needs <= facts]
+    return [text + told(task, new, state.order) for text, new in successors(state.facts, COLOURS)]
 
 
 def all_actions(names) -> dict[str, tuple[set[Fact], set[Fact], set[Fact]]]:
-    """The text of every action on these blocks, legal or not, and what `action` says of it."""
+    """The text of every action on these blocks, legal or not and without its end, and what `action` says of it."""
     found = {}
     for x in names:
-        found[f"pick up the {x} block\n"] = action("pick-up", x)
-        found[f"put down the {x} block\n"] = action("put-down", x)
+        found[f"pick up the {x} block"] = action("pick-up", x)
+        found[f"put down the {x} block"] = action("put-down", x)
     for x, y in itertools.permutations(names, 2):
-        found[f"stack the {x} block on top of the {y} block\n"] = action("stack", x, y)
-        found[f"unstack the {x} block from on top of the {y} block\n"] = action("unstack", x, y)
+        found[f"stack the {x} block on top of the {y} block"] = action("stack", x, y)
+        found[f"unstack the {x} block from on top of the {y} block"] = action("unstack", x, y)
     return found
 
 
@@ -119,9 +131,15 @@ def device_state(task, state: TwinState) -> BlocksworldState:
     return BlocksworldState(
         place_n=_places(task, state.facts, -3),
         goal_n=_places(task, state.goal, -4),
+        order_n=_order(task, state),
         steps_done=np.int32(state.steps_done),
         chain_legal=np.bool_(state.chain_legal),
     )
+
+
+def _order(task, state: TwinState) -> np.ndarray:
+    order = [COLOURS.index(name) for name in state.order]
+    return np.array([*order, *(b for b in range(task.num_blocks) if b not in order)], np.int32)
 
 
 def _places(task, facts, other: int) -> np.ndarray:

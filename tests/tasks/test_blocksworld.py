@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,14 @@ from .blocksworld_twin import (
     legal_texts,
     random_facts,
     successors,
+    told,
     twin_step,
 )
 
 FULL = os.environ.get("ALPHALLM_FULL") == "1"
 _CHUNK = 1000
 CONFIG = BlocksworldConfig()
+STATES = BlocksworldConfig(states=True)
 SMALL = BlocksworldConfig(num_blocks=(3, 5), test_plan=(6, 12), num_test=60)  # test plans are longer.
 SUSSMAN = "orange on red , red on table , blue on table . goal : red on blue , blue on orange ."
 
@@ -44,8 +47,8 @@ def task_of(config=CONFIG):
 
 
 @functools.cache
-def compiled(method):
-    return jax.jit(jax.vmap(getattr(task_of(), method)))
+def compiled(task, method):
+    return jax.jit(jax.vmap(getattr(task, method)))
 
 
 @functools.cache
@@ -74,7 +77,8 @@ def random_state(rng) -> TwinState:
     facts = random_facts(names, rng)
     places = [fact for fact in (facts if rng.random() < 0.1 else random_facts(names, rng)) if fact[0] in _PLACED]
     goal = frozenset(rng.sample(sorted(places), rng.randint(1, len(places))))
-    return TwinState(facts, goal, rng.choice([0, 3, 10, 11, 12]), rng.random() < 0.8)
+    order = tuple(rng.sample(names, len(names)))
+    return TwinState(facts, goal, rng.choice([0, 3, 10, 11, 12]), rng.random() < 0.8, order)
 
 
 _PLACED = ("on", "ontable", "holding")
@@ -82,13 +86,19 @@ _PLACED = ("on", "ontable", "holding")
 
 def random_step(task, state, rng) -> tuple[list[int], int]:
     """Tokens of a step, legal or not, and a length that is mostly right."""
-    legal = [task.vocabulary.encode(text) for text in legal_texts(state.facts)]
+    legal = [task.vocabulary.encode(text) for text in legal_texts(task, state)]
     tokens, kind = list(rng.choice(legal)), rng.randrange(9)
     if kind < 3:  # now and then the step that reaches the goal, which is rare by chance.
-        near = [text for text, facts in successors(state.facts, COLOURS) if state.goal <= facts]
+        near = [
+            text + told(task, facts, state.order)
+            for text, facts in successors(state.facts, COLOURS)
+            if state.goal <= facts
+        ]
         tokens = task.vocabulary.encode(rng.choice(near)) if near else tokens
-    elif kind < 5:
-        tokens = task.vocabulary.encode(rng.choice(list(all_actions(COLOURS))))
+    elif kind < 5:  # any action, legal or not, and what it would lead to or what is.
+        text, (_, adds, takes) = rng.choice([*all_actions(state.order).items()])
+        facts = state.facts - takes | adds if rng.random() < 0.5 else state.facts
+        tokens = task.vocabulary.encode(text + told(task, facts, state.order))
     elif kind == 5:
         tokens[rng.randrange(len(tokens))] = rng.randrange(task.vocabulary.size)
     elif kind == 6:
@@ -96,25 +106,27 @@ def random_step(task, state, rng) -> tuple[list[int], int]:
     elif kind == 7:
         del tokens[rng.randrange(len(tokens))]
     else:  # a block with itself.
-        x = rng.choice(COLOURS)
-        tokens = task.vocabulary.encode(f"stack the {x} block on top of the {x} block\n")
+        x = rng.choice(state.order)
+        text = f"stack the {x} block on top of the {x} block"
+        tokens = task.vocabulary.encode(text + told(task, state.facts, state.order))
     return tokens, len(tokens)
 
 
-def test_random_steps_are_judged_as_the_twin_does():
-    task, rng, cases = task_of(), random.Random(0), []
+@pytest.mark.parametrize("config", [CONFIG, STATES], ids=["actions", "states"])
+def test_random_steps_are_judged_as_the_twin_does(config):
+    task, rng, cases = task_of(config), random.Random(0), []
     while len(cases) < (100_000 if FULL else 2000):
         state = random_state(rng)
         tokens, length = random_step(task, state, rng)
         cases.append((state, padded(task, tokens), length))
     rows = [(device_state(task, state), tokens, np.int32(length)) for state, tokens, length in cases]
     seen = {"legal": 0, "rewarded": 0, "done, not rewarded": 0}
-    for (state, tokens, length), got in zip(cases, in_chunks(compiled("step"), rows), strict=True):
+    for (state, tokens, length), got in zip(cases, in_chunks(compiled(task, "step"), rows), strict=True):
         new, legal, reward, done = twin_step(task, state, tokens, length)
         want = (new.facts, new.steps_done, new.chain_legal, legal, reward, done)
         facts = device_facts(got.state.place_n.tolist())
-        told = (facts, got.state.steps_done, got.state.chain_legal, got.legal, got.reward, got.done)
-        assert told == want, (state, task.vocabulary.decode(tokens), length)
+        judged = (facts, got.state.steps_done, got.state.chain_legal, got.legal, got.reward, got.done)
+        assert judged == want, (state, task.vocabulary.decode(tokens), length)
         assert (got.state.goal_n == device_state(task, state).goal_n).all()
         seen["legal"] += legal
         seen["rewarded"] += reward > 0
@@ -122,13 +134,14 @@ def test_random_steps_are_judged_as_the_twin_does():
     assert 0.1 * len(cases) < seen["legal"] < 0.7 * len(cases) and min(seen.values()) > 0.01 * len(cases), seen
 
 
-def test_legal_steps_lists_what_the_twin_lists():
-    task, rng = task_of(), random.Random(1)
+@pytest.mark.parametrize("config", [CONFIG, STATES], ids=["actions", "states"])
+def test_legal_steps_lists_what_the_twin_lists(config):
+    task, rng = task_of(config), random.Random(1)
     states = [random_state(rng) for _ in range(20_000 if FULL else 1000)]
-    listing = in_chunks(compiled("legal_steps"), [(device_state(task, state),) for state in states])
+    listing = in_chunks(compiled(task, "legal_steps"), [(device_state(task, state),) for state in states])
     for state, steps in zip(states, listing, strict=True):
         done = state.goal <= state.facts or state.steps_done >= task.max_steps
-        want = [] if done else legal_texts(state.facts)
+        want = [] if done else legal_texts(task, state)
         tokens_AL, length_A = steps.tokens_AL[steps.valid_A], steps.length_A[steps.valid_A]
         listed = [task.vocabulary.decode(tokens) for tokens in tokens_AL]
         assert sorted(listed) == sorted(want)  # as lists: no text is there twice.
@@ -192,7 +205,7 @@ def brute_force(facts, goal, names, most) -> list[str]:
         reached = [plan for plan, now in chains if goal <= now]
         if reached:
             return reached
-        chains = [(plan + text, new) for plan, now in chains for text, new in successors(now, names)]
+        chains = [(f"{plan}{text}\n", new) for plan, now in chains for text, new in successors(now, names)]
     return []
 
 
@@ -203,7 +216,7 @@ def test_shortest_plans_are_those_that_brute_force_finds():
         facts, wanted = device_facts(state), frozenset(f for f in device_facts(goal) if f[0] == "on")
         if len(state) == 3 and length > 6 and not FULL:
             continue
-        plans = ["".join(map(wording.write_action, plan)) for plan in planner.shortest_plans(state, goal)]
+        plans = ["".join(wording.write_steps(state, plan, None)) for plan in planner.shortest_plans(state, goal)]
         assert sorted(plans) == sorted(brute_force(facts, wanted, COLOURS[: len(state)], length))
         assert {plan.count("\n") for plan in plans} == {length} == {planner.plan_length(state, goal)}
         checked += 1
@@ -282,12 +295,13 @@ def test_problems_are_as_the_config_says_and_have_plans():
         assert sum(name in text for text in texts) > 0.5 * len(texts)
 
 
-def test_every_worked_solution_is_rewarded_at_its_end():
-    task = task_of()
-    rows = CONFIG.splits()["test"]
+@pytest.mark.parametrize("config", [CONFIG, STATES], ids=["actions", "states"])
+def test_every_worked_solution_is_rewarded_at_its_end(config):
+    task = task_of(config)
+    rows = config.splits()["test"]
     for text in rows if FULL else rows[:12]:
         plans = task.solution_texts(text)
-        judged = run(task.problem(text), plans[0])
+        judged = run(task.problem(text), plans[0], task)
         length = planner.plan_length(*task.parse(text))
         assert judged == [(True, 0, False)] * (length - 1) + [(True, 1, True)]
         tokens = task.solutions(text, limit=2)
@@ -302,8 +316,9 @@ def test_random_play_reaches_the_goals_of_short_plans():
     assert 0.15 < float(jnp.mean(chains.outcome)) < 0.6
 
 
-def test_plays_in_hindsight_solve_what_they_reached_and_nothing_held_out():
-    config = BlocksworldConfig(num_blocks=(3, 4), num_validation=10**6, num_test=10**6)
+@pytest.mark.parametrize("states", [False, True])
+def test_plays_in_hindsight_solve_what_they_reached_and_nothing_held_out(states):
+    config = BlocksworldConfig(num_blocks=(3, 4), num_validation=10**6, num_test=10**6, states=states)
     task, splits = make_task(config), config.splits()
     held_out = {planner.form(*task.parse(row)) for split in ("validation", "test") for row in splits[split]}
     number, shortest, detours = 0, 0, 0
@@ -397,8 +412,9 @@ def test_a_bad_config_is_refused():
         BlocksworldConfig(num_blocks=(2, 2), train_plan=(3, 3)).splits()
 
 
-def test_an_augmented_problem_is_the_same_under_other_names():
-    task = task_of()
+@pytest.mark.parametrize("config", [CONFIG, STATES], ids=["actions", "states"])
+def test_an_augmented_problem_is_the_same_under_other_names(config):
+    task = task_of(config)
     text = "red on blue , blue on table , orange on table . goal : orange on red ."
     plan = task.solution_texts(text)[0]
     problem = jax.tree.map(jnp.asarray, task.problem(text))
@@ -415,8 +431,20 @@ def test_an_augmented_problem_is_the_same_under_other_names():
         if i < 20:
             words = new_text.split()
             name = dict(zip([COLOURS[b] for b in old], [words[0], words[2], words[8]], strict=True))
-            renamed_plan = " ".join(name.get(word, word) for word in plan.split(" "))
-            assert run(one, renamed_plan) == [(True, 0, False), (True, 1, True)]
+            renamed_plan = re.sub(r"\w+", lambda word, name=name: name.get(word[0], word[0]), plan)
+            assert run(one, renamed_plan, task) == [(True, 0, False), (True, 1, True)]
+            # A text's order of blocks is that of the problem, also where two orders would be alike.
+            assert renamed_plan in task.solution_texts(new_text)
+
+
+def test_a_step_may_say_where_it_leaves_the_blocks():
+    task = task_of(STATES)
+    problem = task.problem("red on blue , blue on table , orange on table . goal : orange on red .")
+    plan = "pick up the orange block : red blue blue table orange hand\n"
+    last = "stack the orange block on top of the red block : red blue blue table orange red\n"
+    assert run(problem, plan + last, task) == [(True, 0, False), (True, 1, True)]
+    for wrong in (last.replace(" orange red", " orange hand"), last.replace(" : ", " ")):
+        assert run(problem, plan + wrong, task) == [(True, 0, False), (False, 0, False)]
 
 
 PDDL = """

@@ -4,6 +4,8 @@ A problem says where the blocks are and which blocks are to be on which: "red on
 red ." A step is an action in PlanBench's words and a newline, "unstack the red block from on top of the blue block".
 The plan is done when the goal holds, which is worth 1 if every step was legal, or after so many steps as the task
 allows. The verifier never parses: it writes all legal steps, at most one a block, and looks for the step among them.
+With `states` a step also says where it leaves every block, as the states of RAP do (Hao et al. 2023): the policy is a
+world model too, a wrong state is an illegal step, and where a plan stands can be read without following it.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import hashlib
 import itertools
 import math
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -36,6 +39,8 @@ class BlocksworldConfig(TaskConfig, names=("blocksworld",)):
     train_plan: tuple[int, int] = (2, 12)
     test_plan: tuple[int, int] = (2, 12)
     max_steps: int = 12  # D
+    # Whether a step ends in the state that it leads to, each block and what it is on: " : red blue blue table".
+    states: bool = False
     num_train: int = 5000  # at most, as the two below: of four or five blocks there are few problems.
     num_validation: int = 500
     num_test: int = 500
@@ -105,6 +110,7 @@ class BlocksworldState:
 
     place_n: jax.Array  # int32 [n]: what each block is on.
     goal_n: jax.Array  # int32 [n]: what each block is to be on.
+    order_n: jax.Array  # int32 [n]: the blocks in the prompt's order, the absent ones last.
     steps_done: jax.Array  # int32 []: steps so far, illegal ones included.
     chain_legal: jax.Array  # bool []: no step so far was illegal.
 
@@ -126,10 +132,11 @@ class Blocksworld(Task):
         self.max_legal_steps = self.max_later_steps = self.num_blocks
         self._first_name = self.vocabulary.token_of[wording.COLOURS[0]]  # the others follow.
         self._written, self._lengths = self._write_actions()
-        self.max_step = self._written.shape[-1]  # L
+        longest_state = 1 + 2 * self.num_blocks if config.states else 0
+        self.max_step = self._written.shape[-1] + longest_state + 1  # L, with the newline.
 
     def _write_actions(self) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of every action, int32 [4, n, n, L], and how many each kind of action has, int32 [4]."""
+        """The tokens of every action without its newline, int32 [4, n, n, ...], and how many a kind has, int32 [4]."""
         kinds, blocks = range(len(wording.ACTIONS)), range(self.num_blocks)
         tokens = {
             action: self.vocabulary.encode(wording.write_action(action))
@@ -176,9 +183,11 @@ class Blocksworld(Task):
 
     def _build_problem(self, state: planner.Places, goal: planner.Places, index: int) -> Problem:
         # The fields are declared as device arrays; on the host they are NumPy's.
+        order = planner.order(state, goal)
         fields: dict[str, Any] = {
             "place_n": np.array(state, np.int32),
             "goal_n": np.array(goal, np.int32),
+            "order_n": np.array([*order, *(b for b in range(self.num_blocks) if b not in order)], np.int32),
             "steps_done": np.int32(0),
             "chain_legal": np.bool_(True),
         }
@@ -190,12 +199,15 @@ class Blocksworld(Task):
     def solutions(self, row: str, limit: int | None = None) -> list[list[list[int]]]:
         """At most `limit` shortest plans of a row, as tokens of their steps."""
         plans = itertools.islice(planner.shortest_plans(*self.parse(row)), limit)
-        return [[self.vocabulary.encode(wording.write_action(action)) for action in plan] for plan in plans]
+        return [[*map(self.vocabulary.encode, self._lines(row, plan))] for plan in plans]
 
     def solution_texts(self, row: str) -> list[str]:
         """All shortest plans of a row in words, a line a step."""
-        plans = planner.shortest_plans(*self.parse(row))
-        return ["".join(map(wording.write_action, plan)) for plan in plans]
+        return ["".join(self._lines(row, plan)) for plan in planner.shortest_plans(*self.parse(row))]
+
+    def _lines(self, row: str, plan: Iterable[planner.Action]) -> list[str]:
+        """The steps of a plan for a row, whose states have the row's order of blocks."""
+        return wording.write_steps(self.parse(row)[0], plan, wording.order(row) if self.config.states else None)
 
     def hindsight(self, row: str, number: int, seed: int) -> list[Play]:
         """Random legal plays from a row's start, each as a plan for some of what it built.
@@ -212,7 +224,7 @@ class Blocksworld(Task):
             ways = [plays.way(states, i) for i in range(len(actions))]
             if not ways or len(ways[0]) > self.max_steps or _split_of(planner.form(start, goal)) != "train":
                 continue
-            steps = [self.vocabulary.encode(wording.write_action(action)) for action in actions]
+            steps = [*map(self.vocabulary.encode, self._lines(wording.write(start, goal), actions))]
             taken = [i in ways[0] for i in range(len(actions))]
             found.append(Play(self._prompt(start, goal), steps, taken, [*map(len, ways)]))
         return found
@@ -230,13 +242,9 @@ class Blocksworld(Task):
             raise ValueError(f"tokens_L has shape {tokens_L.shape}, expected {(self.max_step,)}: vmap over a batch.")
         running = ~self._done(state)
         chosen, legal = find_step(self.legal_steps(state), tokens_L, length)
-        block_n, held_n = jnp.arange(self.num_blocks), state.place_n == HAND
-        held, holding = jnp.argmax(held_n), jnp.any(held_n)
-        put_on = jnp.where(chosen == held, TABLE, chosen)
-        moved, place = jnp.where(holding, held, chosen), jnp.where(holding, put_on, HAND)
         new_state = dataclasses.replace(
             state,
-            place_n=jnp.where(legal & (block_n == moved), place, state.place_n),
+            place_n=jnp.where(legal, self._moves(state)[3][chosen], state.place_n),
             steps_done=state.steps_done + running,
             chain_legal=state.chain_legal & (legal | ~running),
         )
@@ -248,22 +256,53 @@ class Blocksworld(Task):
 
     def legal_steps(self, state: BlocksworldState) -> Steps:
         """All legal steps of `state`, that of a block in its place in the list. A done state has none."""
+        valid_n, kind_n, (moved_n, other_n), place_nn = self._moves(state)
+        valid_n &= ~self._done(state)
+        tokens_nL, length_n = jax.vmap(self._write_step, (0, 0, 0, None))(
+            jnp.asarray(self._written)[kind_n, moved_n, other_n],
+            jnp.asarray(self._lengths)[kind_n],
+            place_nn,
+            state.order_n,
+        )
+        return Steps(
+            tokens_AL=jnp.where(valid_n[:, None], tokens_nL, self.vocabulary.pad),
+            length_A=jnp.where(valid_n, length_n, 0),
+            valid_A=valid_n,
+        )
+
+    def _moves(self, state: BlocksworldState) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array], jax.Array]:
+        """Of each block's entry in the list: whether there is one, its kind, its blocks, and all places after it."""
         block_n, place_n = jnp.arange(self.num_blocks), state.place_n
         held_n = place_n == HAND
         held, holding = jnp.argmax(held_n), jnp.any(held_n)
         clear_n = (place_n >= TABLE) & ~jnp.any(place_n[None, :] == block_n[:, None], -1)
         taken_n = jnp.where(place_n == TABLE, PICK_UP, UNSTACK)
         put_n = jnp.where(held_n, PUT_DOWN, STACK)
-        kind_n = jnp.where(holding, put_n, taken_n)
         moved_n, other_n = jnp.where(holding, held, block_n), jnp.where(holding, block_n, jnp.maximum(place_n, 0))
-        valid_n = (clear_n | held_n) & ~self._done(state)
-        return Steps(
-            tokens_AL=jnp.where(
-                valid_n[:, None], jnp.asarray(self._written)[kind_n, moved_n, other_n], self.vocabulary.pad
-            ),
-            length_A=jnp.where(valid_n, jnp.asarray(self._lengths)[kind_n], 0),
-            valid_A=valid_n,
+        new_n = jnp.where(holding, jnp.where(held_n, TABLE, block_n), HAND)
+        place_nn = jnp.where(block_n[None] == moved_n[:, None], new_n[:, None], place_n[None])
+        return clear_n | held_n, jnp.where(holding, put_n, taken_n), (moved_n, other_n), place_nn
+
+    def _write_step(self, action_A, length, place_n, order_n) -> tuple[jax.Array, jax.Array]:
+        """The tokens [L] of a step and how many they are: the action, the state after it if asked for, a newline."""
+        token_of = self.vocabulary.token_of
+        state_S, state_length = jnp.zeros(1, jnp.int32), jnp.int32(0)
+        if self.config.states:
+            name_n = jnp.where(place_n >= 0, self._first_name + place_n, token_of["table"])
+            name_n = jnp.where(place_n == HAND, token_of["hand"], name_n)
+            facts_n2 = jnp.stack([self._first_name + order_n, name_n[order_n]], -1)
+            state_S = jnp.concatenate([jnp.array([token_of[":"]]), facts_n2.reshape(-1)])
+            state_length = 1 + 2 * jnp.sum(place_n != ABSENT)
+        # Position by position: of the action, of what follows it, of the end.
+        position_L = jnp.arange(self.max_step)
+        after_L = position_L - length
+        tokens_L = jnp.where(
+            after_L < 0,
+            action_A[jnp.minimum(position_L, action_A.shape[0] - 1)],
+            state_S[jnp.clip(after_L, 0, state_S.shape[0] - 1)],
         )
+        tokens_L = jnp.where(after_L == state_length, self.vocabulary.newline, tokens_L)
+        return jnp.where(after_L > state_length, self.vocabulary.pad, tokens_L), length + state_length + 1
 
     def augment(self, problem: Problem, key: jax.Array) -> Problem:
         """The same unbatched problem with its blocks' names permuted, drawn uniformly of all names of the task.
@@ -281,7 +320,12 @@ class Blocksworld(Task):
         return dataclasses.replace(
             problem,
             tokens_P=self.renaming(key)[problem.tokens_P],
-            state=dataclasses.replace(state, place_n=renamed(state.place_n), goal_n=renamed(state.goal_n)),
+            state=dataclasses.replace(
+                state,
+                place_n=renamed(state.place_n),
+                goal_n=renamed(state.goal_n),
+                order_n=new_name_n[state.order_n],
+            ),
         )
 
     def renaming(self, key: jax.Array) -> jax.Array:

@@ -9,10 +9,10 @@ from alphallm.tasks.blocksworld.planner import ABSENT, ANY, HAND, TABLE, Action,
 
 COLOURS = ("red", "blue", "orange", "yellow", "white", "magenta")  # PlanBench's, for its blocks a to f.
 ACTIONS = (
-    "pick up the {} block\n",
-    "put down the {} block\n",
-    "stack the {} block on top of the {} block\n",
-    "unstack the {} block from on top of the {} block\n",
+    "pick up the {} block",
+    "put down the {} block",
+    "stack the {} block on top of the {} block",
+    "unstack the {} block from on top of the {} block",
 )
 _OTHER_WORDS = ". , : goal on in table hand pick up put down stack unstack the block from top of"
 _GOAL = " . goal : "
@@ -32,15 +32,32 @@ def write(state: Places, goal: Places) -> str:
 
 
 def _fact(block: int, place: int) -> str:
-    if place == HAND:
-        return f"{COLOURS[block]} in hand"
-    return f"{COLOURS[block]} on {'table' if place == TABLE else COLOURS[place]}"
+    return f"{COLOURS[block]} {'in' if place == HAND else 'on'} {_name(place)}"
+
+
+def _name(place: int) -> str:
+    return {TABLE: "table", HAND: "hand"}.get(place) or COLOURS[place]
+
+
+def order(text: str) -> list[int]:
+    """The blocks in the order in which a text as `write` makes it says where they are."""
+    return [COLOURS.index(fact.split()[0]) for fact in text.partition(_GOAL)[0].split(" , ")]
 
 
 def write_action(action: Action) -> str:
-    """A step's text."""
+    """A step's text without its end."""
     kind, *blocks = action
     return ACTIONS[kind].format(*(COLOURS[block] for block in blocks))
+
+
+def write_steps(state: Places, plan: Iterable[Action], blocks: Sequence[int] | None) -> list[str]:
+    """The lines of a plan's steps from `state` on; each says where it leaves `blocks`, where any are given."""
+    lines = []
+    for action in plan:
+        state = next(new for one, new in planner.moves(state) if one == action)
+        facts = " ".join(f"{COLOURS[b]} {_name(state[b])}" for b in blocks or ())
+        lines.append(write_action(action) + (f" : {facts}\n" if blocks else "\n"))
+    return lines
 
 
 def parse(text: str, num_blocks: int) -> tuple[Places, Places]:
