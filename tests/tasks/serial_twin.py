@@ -15,10 +15,15 @@ from alphallm.tasks.serial.serial import SerialState
 
 @dataclasses.dataclass(frozen=True)
 class TwinState:
-    reference: str
+    chain: tuple[str, ...]  # the right lines; the last one has the answer.
     steps_done: int = 0
     chain_legal: bool = True
+    chain_right: bool = True
     done: bool = False
+
+    @property
+    def reference(self) -> str:
+        return self.chain[-1].split()[-1]
 
 
 def twin_step(task, state: TwinState, tokens, length: int) -> tuple[TwinState, bool, float, bool]:
@@ -32,8 +37,10 @@ def twin_step(task, state: TwinState, tokens, length: int) -> tuple[TwinState, b
     steps_done = state.steps_done + 1
     most = max(task.config.max_length, task.config.max_test_length) if task.config.steps else 1
     done = given is not None or steps_done >= most
-    new = TwinState(state.reference, steps_done, state.chain_legal and legal, done)
-    return new, legal, float(new.chain_legal and given == state.reference), done
+    wanted = state.chain[state.steps_done] if state.steps_done < len(state.chain) else None
+    right = state.chain_right and (text == wanted or not task.config.check_steps)
+    new = TwinState(state.chain, steps_done, state.chain_legal and legal, right, done)
+    return new, legal, float(new.chain_legal and right and given == state.reference), done
 
 
 def _text(task, tokens, length: int) -> str:
@@ -104,15 +111,21 @@ def prefixes(config, text: str) -> list[str]:
 
 
 def device_state(task, state: TwinState) -> SerialState:
+    right_DL = np.full((task.max_steps, task.max_step), task.vocabulary.pad, np.int32)
+    for row, line in zip(right_DL, map(task.vocabulary.encode, state.chain), strict=False):
+        row[: len(line)] = line
     return SerialState(
         reference=np.int32(task.vocabulary.token_of[state.reference]),
+        right_DL=right_DL,
         steps_done=np.int32(state.steps_done),
         chain_legal=np.bool_(state.chain_legal),
+        chain_right=np.bool_(state.chain_right),
         done=np.bool_(state.done),
     )
 
 
 def twin_state(task, state: SerialState) -> TwinState:
     """The state of one device state of numpy arrays."""
-    word = task.vocabulary.words[int(state.reference)]
-    return TwinState(word, int(state.steps_done), bool(state.chain_legal), bool(state.done))
+    chain = tuple(filter(None, map(task.vocabulary.decode, state.right_DL)))
+    assert chain[-1].split()[-1] == task.vocabulary.words[int(state.reference)]
+    return TwinState(chain, int(state.steps_done), bool(state.chain_legal), bool(state.chain_right), bool(state.done))

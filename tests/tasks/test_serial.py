@@ -34,6 +34,7 @@ CONFIGS = {
     "s5 at once": dataclasses.replace(SMALL, steps=False),
     "s5 of transpositions": dataclasses.replace(SMALL, letters="transpositions", min_length=3),
     "s5 longer tests": dataclasses.replace(SMALL, min_test_length=6, max_test_length=8),
+    "s5 of checked steps": dataclasses.replace(SMALL, check_steps=True),
     "z60": dataclasses.replace(SMALL, problem="z60"),
     "modular_sum": dataclasses.replace(SMALL, problem="modular_sum", modulus=7, min_length=3),
     "squaring": dataclasses.replace(SMALL, problem="squaring", modulus=61),
@@ -81,9 +82,13 @@ def padded(task, tokens):
 def random_case(name, rng) -> tuple[TwinState, np.ndarray, np.int32]:
     """A state on the way, seldom a done one, and a step that is well-formed or nearly so."""
     task, vocabulary = task_of(name), task_of(name).vocabulary
-    reference = rng.choice(known_lines(name)).split()[-1]
-    state = TwinState(reference, rng.randrange(task.max_steps), rng.random() < 0.8, rng.random() < 0.1)
-    line = f"answer {reference}\n" if rng.random() < 0.3 else rng.choice(known_lines(name))
+    before = [line for line in known_lines(name) if not line.startswith("answer")] or [""]
+    answer = f"answer {rng.choice(known_lines(name)).split()[-1]}\n"
+    chain = (*(rng.choice(before) for _ in range(rng.randrange(task.max_steps))), answer)
+    # Half of the time at the chain's end, where an answer may be right.
+    steps_done = len(chain) - 1 if rng.random() < 0.5 else rng.randrange(task.max_steps)
+    state = TwinState(chain, steps_done, rng.random() < 0.8, rng.random() < 0.9, rng.random() < 0.1)
+    line = answer if rng.random() < 0.3 else rng.choice(known_lines(name))
     tokens, kind = vocabulary.encode(line), rng.randrange(8)
     at, length = rng.randrange(len(tokens)), len(tokens)
     if kind == 0:
@@ -140,6 +145,20 @@ def test_the_one_solution_has_every_prefix_s_answer_and_is_rewarded_at_its_end(n
             states[row] = transition.state
 
 
+def test_with_checked_steps_an_answer_is_worth_nothing_after_a_wrong_step_or_too_early():
+    checked, (right,) = task_of("s5 of checked steps"), task_of("s5").solution_texts("21345 , 23451 , 21345")
+    first, _, last = right.splitlines(keepends=True)
+    for chain, worth in [(right, 1), (f"{first}12345\n{last}", 0), (f"{first}{last}", 0)]:
+        for task, want in [(checked, worth), (task_of("s5"), 1)]:
+            state = task.problem("21345 , 23451 , 21345").state
+            for line in chain.splitlines(keepends=True):
+                tokens = task.vocabulary.encode(line)
+                transition = task.step(state, padded(task, tokens), len(tokens))
+                assert transition.legal
+                state = transition.state
+            assert (transition.reward, transition.done) == (want, True), chain
+
+
 def test_circuits_name_their_gates_in_order():
     task = task_of("circuit")
     (text,) = task.solution_texts("g1 T , g2 F , g3 AND g1 g2 , g4 NOT g3 , g5 OR g4 g2")
@@ -158,9 +177,9 @@ def test_the_reference_changes_nothing_but_the_reward(name):
     task, rng = task_of(name), random.Random(2)
     states, tokens, lengths = zip(*(random_case(name, rng) for _ in range(_CHUNK)), strict=True)
     values = sorted({state.reference for state in states})
+    other = dict(zip(values, values[1:] + values[:1], strict=True))
     others = [
-        dataclasses.replace(state, reference=values[(values.index(state.reference) + 1) % len(values)])
-        for state in states
+        dataclasses.replace(state, chain=(*state.chain[:-1], f"answer {other[state.reference]}\n")) for state in states
     ]
     ones = steps(name, [device_state(task, state) for state in states], tokens, lengths)
     twos = steps(name, [device_state(task, state) for state in others], tokens, lengths)
@@ -169,9 +188,10 @@ def test_the_reference_changes_nothing_but_the_reward(name):
         differ += one.reward != two.reward
         for transition in (one, two):
             assert transition.done or transition.reward == 0
-        same = dataclasses.replace(two.state, reference=one.state.reference)
+        told = {name: getattr(one.state, name) for name in ("reference", "right_DL", "chain_right")}
+        same = dataclasses.replace(two.state, **told)
         two = dataclasses.replace(two, state=same, reward=one.reward)
-        assert jax.tree.all(jax.tree.map(lambda a, b: a == b, one, two))
+        assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
     assert differ > 0.05 * _CHUNK
     assert not task.self_verifying
 
@@ -325,8 +345,9 @@ def test_many_are_not():
 def test_a_step_keeps_the_state_s_types(name):
     task = task_of(name)
     state = task.problem(splits_of(name)["train"][0]).state
-    types = {"reference": np.int32, "steps_done": np.int32, "chain_legal": np.bool_, "done": np.bool_}
-    assert {field: type(value) for field, value in vars(state).items()} == types
+    types = {"reference": np.int32, "right_DL": np.int32, "steps_done": np.int32}
+    types |= {name: np.bool_ for name in ("chain_legal", "chain_right", "done")}
+    assert {field: value.dtype for field, value in vars(state).items()} == types
     state = jax.tree.map(jax.numpy.asarray, state)
     got = jax.eval_shape(task.step, state, np.zeros(task.max_step, np.int32), np.int32(1))
     typed = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(jax.eval_shape(lambda: tree))]

@@ -7,7 +7,8 @@ state in state-space models".
 
 The prompt is the problem, filled up to the longest length: "31254 , 21345 , _ , _". With steps, a step is the result of
 the next prefix, `31254` (of a circuit `g3 T`), and the last one is `answer 32154`; without, that is the only step. What
-is right is not told: a step is legal where it is one of these forms, and the reward is for the right answer alone.
+is right is not told: a step is legal where it is one of these forms, and the reward is for the right answer alone, or
+with `check_steps` for the right chain alone.
 """
 
 import dataclasses
@@ -43,6 +44,9 @@ class SerialConfig(TaskConfig, names=("serial",)):
     name: str = "serial"
     problem: _Kind = "s5"
     steps: bool = True  # a step for each prefix's result; else one step, the answer.
+    # Does a chain earn its reward by its answer alone, or only if every step before is right too, with none left out?
+    # The outcome and the process supervision of Lightman et al. 2023, "Let's verify step by step".
+    check_steps: bool = False
     # Elements, squarings or gates of a problem, drawn evenly. A prompt has room for the longest of both kinds.
     min_length: int = 1  # in training and validation.
     max_length: int = 12
@@ -116,8 +120,10 @@ class SerialState:
     """Where a chain of steps stands."""
 
     reference: jax.Array  # int32 []: the token of the right answer.
+    right_DL: jax.Array  # int32 [D, L]: the right chain, a line a step.
     steps_done: jax.Array  # int32 []: steps so far, illegal ones included.
     chain_legal: jax.Array  # bool []: no step so far was illegal.
+    chain_right: jax.Array  # bool []: none was another than the right chain has there, or none is asked for.
     done: jax.Array  # bool []: an answer was given, or D steps.
 
 
@@ -156,10 +162,16 @@ class Serial(Task):
         The state holds the right answer, which is always known here.
         """
         items, results = self._solve(text)
+        right_DL = np.full((self.max_steps, self.max_step), self.vocabulary.pad, np.int32)
+        for row, line in zip(right_DL, self._lines_of(results), strict=False):
+            tokens = self.vocabulary.encode(line)
+            row[: len(tokens)] = tokens
         state: dict[str, Any] = {
             "reference": np.int32(self.vocabulary.token_of[results[-1]]),
+            "right_DL": right_DL,
             "steps_done": np.int32(0),
             "chain_legal": np.bool_(True),
+            "chain_right": np.bool_(True),
             "done": np.bool_(False),
         }
         missing = self.config.longest - len(results)
@@ -183,11 +195,13 @@ class Serial(Task):
 
     def solution_texts(self, row: str) -> list[str]:
         """The one right chain."""
-        _, results = self._solve(row)
+        return ["".join(self._lines_of(self._solve(row)[1]))]
+
+    def _lines_of(self, results: list[str]) -> list[str]:
+        """The right chain to the results of a problem's prefixes."""
         labels = self._kind.labels(len(results)) or [""] * len(results)
-        lines = [f"{label} {value}".strip() for label, value in zip(labels[:-1], results[:-1], strict=True)]
-        steps = lines if self.config.steps else []
-        return ["".join(f"{line}\n" for line in [*steps, f"{ANSWER} {results[-1]}"])]
+        lines = [f"{label} {value}\n".lstrip() for label, value in zip(labels[:-1], results[:-1], strict=True)]
+        return [*(lines if self.config.steps else []), f"{ANSWER} {results[-1]}\n"]
 
     # Device side: pure functions of one unbatched state, to be vmapped and jitted.
 
@@ -195,7 +209,8 @@ class Serial(Task):
         """Verifies the form of one step, the first `length` of `tokens_L` (int32 [L]), its newline included.
 
         Any well-formed line is legal. An answer ends the chain, and so does step D. A malformed step counts as a step
-        and takes the reward from the whole chain. A step of a done state is illegal and changes nothing.
+        and takes the reward from the whole chain, and with `check_steps` so does a wrong one. A step of a done state is
+        illegal and changes nothing.
         """
         running = ~state.done
         answered = running & self._has_form(self._answer_form, tokens_L, length)
@@ -203,8 +218,15 @@ class Serial(Task):
         steps_done = state.steps_done + running
         chain_legal = state.chain_legal & (legal | ~running)
         done = state.done | answered | (steps_done >= self.max_steps)
-        right = answered & chain_legal & (tokens_L[1] == state.reference)
-        new_state = dataclasses.replace(state, steps_done=steps_done, chain_legal=chain_legal, done=done)
+        chain_right = state.chain_right
+        if self.config.check_steps:
+            line_L = jnp.where(jnp.arange(self.max_step) < length, tokens_L, self.vocabulary.pad)
+            wanted_L = state.right_DL[jnp.minimum(state.steps_done, self.max_steps - 1)]
+            chain_right &= (legal & jnp.all(line_L == wanted_L)) | ~running
+        right = answered & chain_legal & chain_right & (tokens_L[1] == state.reference)
+        new_state = dataclasses.replace(
+            state, steps_done=steps_done, chain_legal=chain_legal, chain_right=chain_right, done=done
+        )
         return Transition(state=new_state, reward=right.astype(jnp.float32), done=done, legal=legal)
 
     def _has_form(self, form: list[list[int]], tokens_L: jax.Array, length: jax.Array) -> jax.Array:
