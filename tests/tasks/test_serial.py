@@ -346,7 +346,7 @@ def test_a_step_keeps_the_state_s_types(name):
     task = task_of(name)
     state = task.problem(splits_of(name)["train"][0]).state
     types = {"reference": np.int32, "right_DL": np.int32, "steps_done": np.int32}
-    types |= {name: np.bool_ for name in ("chain_legal", "chain_right", "done")}
+    types |= dict.fromkeys(("chain_legal", "chain_right", "done"), np.bool_)
     assert {field: value.dtype for field, value in vars(state).items()} == types
     state = jax.tree.map(jax.numpy.asarray, state)
     got = jax.eval_shape(task.step, state, np.zeros(task.max_step, np.int32), np.int32(1))
