@@ -37,8 +37,8 @@ WITH = {True: "with steps", False: "without steps"}
 # Supervised training alone: no self-play, and of the evaluation at the end of a run as little as there is.
 COMMON = {
     "training.num_iterations": 0, "warm_start.num_steps": 600, "optimizer.learning_rate": 5e-3,
-    "task.letters": "transpositions", "task.max_length": 12, "task.train_problems": 100_000, "checkpoints.every": 10,
-    "evaluation.num_problems": 8, "evaluation.num_simulations": 2, "search.num_candidates": 2,
+    "task.letters": "transpositions", "task.max_length": 12, "task.train_problems": 100_000, "task.check_steps": False,
+    "evaluation.num_problems": 8, "evaluation.num_simulations": 2, "search.num_candidates": 2, "checkpoints.every": 10,
 }  # fmt: skip
 
 
