@@ -2,10 +2,10 @@
 
 python -m alphallm.train --config=configs/serial_cpu.py --workdir=runs/serial_cpu
 
-The warm start imitates right chains and is cut short; self-play goes on from there, rewarded for chains that are right in
-every step. 13 minutes (experiments/README.md has three seeds). Rewarded for right answers alone,
---config.task.check_steps=False, it does not get going from here: half of the long chains that the search then calls
-solved are lucky. The task does not verify itself: at test time the value head is the judge.
+The warm start imitates right chains and is cut short; self-play goes on from there, rewarded for chains that are right
+in every step. 14 minutes (experiments/README.md has three seeds). Rewarded for right answers alone, with
+--config.task.check_steps=False, it does not get going from here (seed 0). The task does not verify itself: at test time
+the value head is the judge.
 
 Other problems: --config.task.problem=z60; without steps: --config.task.steps=False; one layer:
 --config.model.num_layers=1.
