@@ -38,7 +38,8 @@ def get_config() -> Config:
         # many of 60 answers finds the right one by luck, which teaches guessing: it may write only what is likely.
         search=SearchConfig(policy="puct", rollout=True, num_simulations=16, num_candidates=4, min_p=0.05),
         # All of a chain, however seldom it was visited: most rollouts go another way.
-        targets=TargetConfig(nodes="all", min_visits=1, nodes_per_tree=8, candidates_per_node=4),
+        # After a wrong step nothing is worth anything, and the policy would drift there.
+        targets=TargetConfig(nodes="all", min_visits=1, nodes_per_tree=8, candidates_per_node=4, unsolved=False),
         training=TrainingConfig(
             num_iterations=150,
             problems_per_iteration=128,

@@ -37,6 +37,9 @@ class TargetConfig:
     # step that it does not favour no likelier than nonsense, and a search is offered nonsense to choose from. Above 0,
     # equal Q no longer leaves the policy as it is.
     legal_share: float = 0.0
+    # Does the policy learn at nodes below which nothing was solved too? Their candidates are worth nothing, whichever
+    # is taken, so that a target there says little but that what was not written could be better.
+    unsolved: bool = True
 
     def __post_init__(self):
         check_range(self, 1, math.inf, "min_visits", "nodes_per_tree", "candidates_per_node")
@@ -177,7 +180,10 @@ def _row(config: TargetConfig, tree: Tree, planned: Planned, problem: Problem) -
     place_M = jnp.argmax(node_M[None] == parent_M[:, None], -1)  # The parent's.
     written_MK, policy_MK1 = candidates["written"][node_M], policy_NK1[node_M]
     any_valid_M = jnp.any(tree.valid_BNK[node_M], -1).astype(jnp.float32)
-    policy_weight_M = jnp.any(policy_MK1 > 0, -1).astype(jnp.float32)
+    has_target_M = jnp.any(policy_MK1 > 0, -1)
+    if not config.unsolved:
+        has_target_M &= planned.solved_BN[node_M] > 0
+    policy_weight_M = has_target_M.astype(jnp.float32)
     surprise_M = jax.vmap(policy_loss_with_rest)(candidates["log_prob"][node_M], written_MK, policy_MK1)
     surprise_M = jnp.maximum(surprise_M - entropy(policy_MK1), 0.0)
     return Row(

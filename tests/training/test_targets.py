@@ -261,6 +261,16 @@ def test_a_verified_path_is_taken_whole():
     assert seldom > 0
 
 
+def test_the_policy_may_be_left_alone_where_nothing_was_solved():
+    weights = {True: 0, False: 0}
+    for config in (TargetConfig(), TargetConfig(unsolved=False)):
+        for _, planned, b, n, row in each_node("unmasked", config):
+            solved = bool(planned.solved_BN[b, n] > 0)
+            assert row.policy_weight_ == (row.policy_K1.any() and (config.unsolved or solved))
+            weights[solved] += row.policy_weight_
+    assert min(weights.values()) > len(SEEDS)
+
+
 def test_fewer_candidates_keep_the_best_and_the_known_and_the_ways_through_them():
     config = TargetConfig(nodes_per_tree=24, candidates_per_node=2)
     lost = 0
