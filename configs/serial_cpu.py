@@ -3,9 +3,10 @@
 python -m alphallm.train --config=configs/serial_cpu.py --workdir=runs/serial_cpu
 
 The warm start imitates right chains and is cut short; self-play goes on from there, rewarded for chains that are right
-in every step. 14 minutes (experiments/README.md has three seeds). Rewarded for right answers alone, with
---config.task.check_steps=False, it does not get going from here (seed 0). The task does not verify itself: at test time
-the value head is the judge.
+in every step. 14 minutes, after which 84 % of the validation problems are solved greedily instead of 40 (seed 1;
+experiments/README.md has three seeds of an earlier setting). That setting, rewarded for right answers alone
+(--config.task.check_steps=False), did not get going (seed 0). The task does not verify itself: at test time the value
+head is the judge.
 
 Other problems: --config.task.problem=z60; without steps: --config.task.steps=False; one layer:
 --config.model.num_layers=1.
