@@ -38,7 +38,8 @@ class TargetConfig:
     # equal Q no longer leaves the policy as it is.
     legal_share: float = 0.0
     # Does the policy learn at nodes below which nothing was solved too? Their candidates are worth nothing, whichever
-    # is taken, so that a target there says little but that what was not written could be better.
+    # is taken, so that a target there says little but that what was not written could be better. Only a policy that
+    # knows the rules can do without: what is legal is learnt there too.
     unsolved: bool = True
 
     def __post_init__(self):
