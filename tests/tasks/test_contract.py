@@ -39,10 +39,14 @@ _SOLVED = 200 if FULL else 8  # rows of a split whose solutions are played.
 _OUTSIDE = ("gsm8k", "math")  # need a download, and are of the same class as "jsonl".
 _CONFIGS: dict[str, Callable[[], TaskConfig]] = {
     "blocksworld": lambda: BlocksworldConfig(num_blocks=(3, 4)),
+    "blocksworld, states told": lambda: BlocksworldConfig(num_blocks=(3, 4), states=True),
     "countdown": lambda: ArithmeticConfig(
         name="countdown", num_numbers=3, max_number=6, max_target=24, max_step_tokens=16
     ),
     "serial": lambda: SerialConfig(train_problems=200, validation_problems=50, test_problems=50),
+    "serial, its steps checked": lambda: SerialConfig(
+        check_steps=True, train_problems=200, validation_problems=50, test_problems=50
+    ),
     "serial, its lines listed": lambda: SerialConfig(
         problem="circuit", max_length=6, train_problems=200, validation_problems=50, test_problems=50
     ),

@@ -242,9 +242,10 @@ class Blocksworld(Task):
             raise ValueError(f"tokens_L has shape {tokens_L.shape}, expected {(self.max_step,)}: vmap over a batch.")
         running = ~self._done(state)
         chosen, legal = find_step(self.legal_steps(state), tokens_L, length)
+        *_, place_nn = self._moves(state)
         new_state = dataclasses.replace(
             state,
-            place_n=jnp.where(legal, self._moves(state)[3][chosen], state.place_n),
+            place_n=jnp.where(legal, place_nn[chosen], state.place_n),
             steps_done=state.steps_done + running,
             chain_legal=state.chain_legal & (legal | ~running),
         )
