@@ -98,10 +98,8 @@ class Trainer:
         drawn = warm_start.num_steps * warm_start.batch_size
         if warm_start.data == "solutions":
             rows = solved_rows(self.config)
-            # Self-play will show each problem in other forms as well. Names are changed at every draw in any case; of
-            # other symmetries there are as many forms as are drawn, up to a limit.
-            renamed = type(self.task).renaming is not Task.renaming
-            forms = 1 if renamed or not self.config.training.augment else min(_MOST_FORMS, -(-drawn // len(rows)))
+            # Self-play will show each problem in other forms as well; more of them than are drawn would be for nothing.
+            forms = min(_MOST_FORMS, -(-drawn // len(rows))) if self.config.training.augment else 1
             return demonstrations(self.task, rows, warm_start.sequence_tokens, seed, forms)
         if warm_start.data == "hindsight":
             plays = min(_MOST_PLAYS, -(-drawn // len(self.rows)))

@@ -87,16 +87,6 @@ def test_a_warm_start_in_hindsight_draws_the_same_plays_when_a_run_goes_on():
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_worked_solutions_come_in_other_forms_where_drawing_does_not_rename_them(monkeypatch):
-    monkeypatch.setattr(loop, "demonstrations", lambda task, rows, size, seed, forms: forms)
-    imitation = {"warm_start.data": "solutions", "warm_start.num_steps": 5000, "training.overfit": ""}
-    config = apply_overrides(CONFIG, imitation)
-    assert Trainer(config).warm_source() > 1
-    assert Trainer(apply_overrides(config, {"training.augment": False})).warm_source() == 1
-    task = BlocksworldConfig(num_blocks=(3, 4), train_plan=(2, 2), test_plan=(2, 2), max_steps=4, num_train=20)
-    assert Trainer(dataclasses.replace(config, task=task)).warm_source() == 1
-
-
 def test_a_curriculum_goes_by_the_steps_of_worked_solutions():
     solved = types.SimpleNamespace(name="knight", solutions=lambda row, limit: [["step"] * row][:limit])
     np.testing.assert_array_equal(loop.problem_lengths(solved, [3, 1, 2], differ=True), [3, 1, 2])
